@@ -1,0 +1,346 @@
+"""GLUE as data: one table of tasks; reading, features, metrics.
+
+Facts about the files: https://gluebenchmark.com (Wang et al., ICLR 2019), in their classic TSV layout.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+
+class GlueDataError(ValueError):
+    """A data file that is missing or not as GLUE's layout has it; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to know about a GLUE task. Columns count from 0; -1 is the last one."""
+
+    name: str
+    folder: str
+    labels: tuple[str, ...] | None  # in id order; None: a score from 0 to 5 (regression)
+    metrics: tuple[str, ...]  # the last one is the main metric; none where labels are not published
+    sentences: tuple[int, ...] = (1, 2)  # columns of train and dev
+    label: int = -1
+    test_sentences: tuple[int, ...] = (1, 2)
+    train: str | None = "train.tsv"
+    dev: str | None = "dev.tsv"
+    test: str = "test.tsv"
+    header: bool = True  # of train and dev; a test file always has one
+    skip_short_rows: bool = False  # in train and dev
+    dev_tasks: tuple[str, ...] = ()  # the tasks whose dev sets evaluate this one, where not just its own
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the task head: one a label, or one score."""
+        return len(self.labels) if self.labels else 1
+
+    @property
+    def main_metric(self) -> str:
+        return self.metrics[-1]
+
+
+_MNLI = ("contradiction", "entailment", "neutral")
+_ENTAILMENT = ("entailment", "not_entailment")
+_ACC_AND_F1 = ("acc", "f1", "acc_and_f1")
+_MATCHED = {"dev": "dev_matched.tsv", "test": "test_matched.tsv"}
+_MISMATCHED = {"dev": "dev_mismatched.tsv", "test": "test_mismatched.tsv"}
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("cola", "CoLA", ("0", "1"), ("mcc",), (3,), 1, (1,), header=False),
+        Task("sst-2", "SST-2", ("0", "1"), ("acc",), (0,), 1, (1,)),
+        Task("mrpc", "MRPC", ("0", "1"), _ACC_AND_F1, (3, 4), 0, (3, 4)),
+        Task("sts-b", "STS-B", None, ("pearson", "spearmanr", "corr"), (7, 8), -1, (7, 8)),
+        Task("qqp", "QQP", ("0", "1"), _ACC_AND_F1, (3, 4), 5, (1, 2), skip_short_rows=True),
+        Task("mnli", "MNLI", _MNLI, ("acc",), (8, 9), -1, (8, 9), **_MATCHED, dev_tasks=("mnli", "mnli-mm")),
+        Task("mnli-mm", "MNLI", _MNLI, ("acc",), (8, 9), -1, (8, 9), **_MISMATCHED),
+        Task("qnli", "QNLI", _ENTAILMENT, ("acc",)),
+        Task("rte", "RTE", _ENTAILMENT, ("acc",)),
+        Task("wnli", "WNLI", ("0", "1"), ("acc",)),
+        Task("ax", "diagnostic", _MNLI, (), train=None, dev=None, test="diagnostic.tsv"),
+    )
+}
+_SPELLINGS = {"sst2": "sst-2", "stsb": "sts-b"}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name, in any case; KeyError where there is none."""
+    name = name.lower()
+    return TASKS[_SPELLINGS.get(name, name)]
+
+
+class Examples(NamedTuple):
+    """The rows of one file, in its order."""
+
+    first: list[str]
+    second: list[str] | None  # None for tasks of single sentences
+    labels: np.ndarray | None  # (rows,) int64 ids in the table's order, or float32 scores; None in a test set
+    sha256: str  # of the file
+
+
+def read_examples(task: Task, data_dir: str | Path, split: str) -> Examples:
+    """Read the task's "train", "dev" or "test" file in `data_dir`.
+
+    Rows end at a line feed, with or without a carriage return before it, and nowhere else; columns
+    are parted by tabs, without quoting.
+
+    Raises:
+        GlueDataError: no such file, not UTF-8, no rows, a row with a missing column, or a label that
+            is not the task's; with file, line and what was expected.
+    """
+    file_name = getattr(task, split)
+    if file_name is None:
+        raise GlueDataError(f"{task.name} has no {split} file: only {task.test}, to predict")
+    path = Path(data_dir) / file_name
+    if not path.is_file():
+        raise GlueDataError(f"{path}: no such file; {task.name}'s {split} set should be there ({task.folder} of GLUE)")
+    data = path.read_bytes()
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise GlueDataError(f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8") from None
+    if lines[-1] == "":  # the file ends with a line feed
+        lines.pop()
+    rows = [line.removesuffix("\r").split("\t") for line in lines]
+
+    labelled = split != "test"
+    has_header = task.header or not labelled
+    sentences = task.sentences if labelled else task.test_sentences
+    n_columns = max(*sentences, task.label if labelled else 0) + 1
+    if labelled and task.label == -1 and rows:
+        # The last column is the label's only in a row that is as long as the header.
+        n_columns = max(n_columns + 1, len(rows[0]))
+    if len(rows) <= has_header:
+        raise GlueDataError(f"{path}:1: no rows; expected {'a header line and ' * has_header}the {split} set")
+
+    columns: list[list[str]] = [[] for _ in sentences]
+    labels: list[float] = []
+    for number, row in enumerate(rows[has_header:], start=1 + has_header):
+        if len(row) < n_columns:
+            if labelled and task.skip_short_rows:
+                continue
+            raise GlueDataError(f"{path}:{number}: {len(row)} columns; expected at least {n_columns}, parted by tabs")
+        for column, index in zip(columns, sentences, strict=True):
+            column.append(row[index])
+        if labelled:
+            try:
+                labels.append(_label_id(task, row[task.label]))
+            except ValueError as error:
+                raise GlueDataError(f"{path}:{number}: {error}") from None
+    if not columns[0]:
+        raise GlueDataError(f"{path}: no complete row; expected rows of at least {n_columns} columns, parted by tabs")
+    return Examples(
+        first=columns[0],
+        second=columns[1] if len(columns) > 1 else None,
+        labels=np.array(labels, dtype=np.int64 if task.labels else np.float32) if labelled else None,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _label_id(task: Task, text: str) -> float:
+    """The id of a label, or the score itself; ValueError says what was expected."""
+    if task.labels:
+        if text not in task.labels:
+            raise ValueError(f"label {text[:40]!r}; expected one of {', '.join(task.labels)}")
+        return task.labels.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not 0 <= score <= 5:
+        raise ValueError(f"label {text[:40]!r}; expected a number from 0 to 5")
+    return score
+
+
+class Features:
+    """A tokenised data set, in file order, without padding.
+
+    Args:
+        input_ids: (tokens,) int32, the rows one after the other.
+        lengths: (rows,) int64, tokens in each row.
+        token_type_ids: (tokens,) int8, or None where the model has none.
+        labels: (rows,) as in `Examples`, or None.
+    """
+
+    def __init__(self, input_ids, lengths, token_type_ids=None, labels=None):
+        self.input_ids = input_ids
+        self.lengths = lengths
+        self.token_type_ids = token_type_ids
+        self.labels = labels
+        self._ends = np.cumsum(lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: Sequence[int], pad_token_id: int) -> dict:
+        """Tensors of these rows, padded to the longest of them.
+
+        Returns:
+            `input_ids` and `attention_mask`, and `token_type_ids` and `labels` where there are any:
+            (rows, longest) int64; labels (rows,).
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        rows = np.asarray(rows)
+        parts = [slice(end - length, end) for end, length in zip(self._ends[rows], self.lengths[rows], strict=True)]
+
+        def padded(values: np.ndarray, padding_value: int):
+            sequences = [torch.from_numpy(values[part].astype(np.int64)) for part in parts]
+            return pad_sequence(sequences, batch_first=True, padding_value=padding_value)
+
+        tensors = {"input_ids": padded(self.input_ids, pad_token_id)}
+        lengths = torch.from_numpy(self.lengths[rows])
+        tensors["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        if self.token_type_ids is not None:
+            tensors["token_type_ids"] = padded(self.token_type_ids, 0)
+        if self.labels is not None:
+            tensors["labels"] = torch.from_numpy(self.labels[rows])
+        return tensors
+
+
+def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids: bool) -> Features:
+    """Features by the fast tokenizer, cut to `max_seq_length` tokens, longest sentence first."""
+    input_ids, types, lengths = [], [], []
+    for start in range(0, len(examples.first), 1000):  # in batches, so that Python's lists of ids stay small
+        chunk = slice(start, start + 1000)
+        encoded = tokenizer(
+            examples.first[chunk],
+            examples.second[chunk] if examples.second else None,
+            truncation=True,
+            max_length=max_seq_length,
+            return_token_type_ids=token_type_ids,
+            return_attention_mask=False,
+        )
+        lengths += [len(ids) for ids in encoded["input_ids"]]
+        input_ids.append(np.fromiter((i for ids in encoded["input_ids"] for i in ids), np.int32))
+        if token_type_ids:
+            types.append(np.fromiter((t for ids in encoded["token_type_ids"] for t in ids), np.int8))
+    return Features(
+        np.concatenate(input_ids),
+        np.array(lengths, dtype=np.int64),
+        np.concatenate(types) if token_type_ids else None,
+        examples.labels,
+    )
+
+
+def cached_features(
+    task: Task,
+    split: str,
+    examples: Examples,
+    tokenizer,
+    max_seq_length: int,
+    token_type_ids: bool,
+    folders: Sequence[str | Path],
+    overwrite: bool = False,
+) -> Features:
+    """`tokenize`, or what an earlier run has left of it in one of `folders`.
+
+    The cache's key covers all that its content depends on: the file's bytes, the tokenizer, the
+    length, the task and the split. It is written to the first of `folders` that takes it.
+    """
+    import tokenizers
+
+    tokenizer_state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for leftover in ("truncation", "padding"):  # of the tokenizer's last call; this one sets its own
+        tokenizer_state.pop(leftover, None)
+    parts = {
+        "format": 1,
+        "task": task.name,
+        "split": split,
+        "data": examples.sha256,
+        "tokenizer": tokenizer_state,
+        "tokenizers": tokenizers.__version__,
+        "max_seq_length": max_seq_length,
+        "token_type_ids": token_type_ids,
+        "truncation_side": tokenizer.truncation_side,
+    }
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    name = f"cached_{split}_{task.name}_{max_seq_length}_{key[:16]}.npz"
+    paths = [Path(folder) / name for folder in folders]
+    for path in paths if not overwrite else []:
+        features = _read_cache(path, key)
+        if features is not None:
+            return features
+    features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
+    for path in paths:
+        try:
+            _write_cache(path, key, features)
+            break
+        except OSError as error:
+            _warn_once(f"the features cache cannot be written to {path.parent} ({error.strerror})")
+    return features
+
+
+def _read_cache(path: Path, key: str) -> Features | None:
+    """The features in a cache file, or None where it is missing, damaged or another key's."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if str(arrays["key"]) != key:
+                return None
+            return Features(*(arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a damaged archive makes numpy and zipfile raise
+        logger.warning("%s is damaged (%s) and is made anew", path, error)
+        return None
+
+
+def _write_cache(path: Path, key: str, features: Features) -> None:
+    from bert_of_theseus.files import whole_file
+
+    arrays = {name: getattr(features, name) for name in ("input_ids", "lengths", "token_type_ids", "labels")}
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, key=key, **{name: array for name, array in arrays.items() if array is not None})
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics, as fractions.
+
+    Args:
+        predictions: (rows,) label ids in the table's order, or scores.
+        labels: (rows,) likewise.
+
+    The correlation with a constant is undefined; here it counts as 0, so that runs stay comparable.
+    """
+    if task.main_metric == "mcc":
+        from sklearn.metrics import matthews_corrcoef
+
+        return {"mcc": float(matthews_corrcoef(labels, predictions))}
+    if task.main_metric == "corr":
+        from scipy.stats import pearsonr, spearmanr
+
+        defined = all(0 < np.ptp(values) < np.inf for values in (predictions, labels))
+        pearson = float(pearsonr(predictions, labels).statistic) if defined else 0.0
+        spearman = float(spearmanr(predictions, labels).statistic) if defined else 0.0
+        return {"pearson": pearson, "spearmanr": spearman, "corr": (pearson + spearman) / 2}
+    from sklearn.metrics import accuracy_score, f1_score
+
+    metrics = {"acc": float(accuracy_score(labels, predictions))}
+    if task.main_metric == "acc_and_f1":
+        metrics["f1"] = float(f1_score(labels, predictions, zero_division=0))
+        metrics["acc_and_f1"] = (metrics["acc"] + metrics["f1"]) / 2
+    return metrics
+
+
+def chance_score(task: Task, labels: np.ndarray) -> float:
+    """The main metric of the best constant prediction: what a model that has learned nothing can score."""
+    constants = range(task.num_labels) if task.labels else [0.0]
+    return max(compute_metrics(task, np.full(len(labels), c), labels)[task.main_metric] for c in constants)

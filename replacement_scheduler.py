@@ -1,0 +1,89 @@
+"""How the replacing rate moves in training (section 3.3 of the paper).
+
+A scheduler sets the rate for step 0 when it is made; `step()`, called after each optimiser step, sets
+the rate for the next one. The rate is a function of the number of steps done, so that is all its state.
+"""
+
+
+class ReplacementScheduler:
+    """Base of the schedulers: counts optimiser steps and sets `replacing_rate_at(steps)`.
+
+    Args:
+        layers: what has `set_replacing_rate()`, the `TheseusLayers` of the model.
+        replacing_rate: the rate at step 0.
+
+    Raises:
+        ValueError: the rate lies outside (0, 1].
+    """
+
+    def __init__(self, layers, replacing_rate: float):
+        layers.set_replacing_rate(replacing_rate)
+        self.layers = layers
+        self.steps = 0
+
+    def replacing_rate_at(self, steps: int) -> float:
+        """The rate in force after `steps` optimiser steps."""
+        raise NotImplementedError
+
+    def step(self) -> float:
+        """Count one optimiser step; returns the rate now in force."""
+        self.steps += 1
+        rate = self.replacing_rate_at(self.steps)
+        self.layers.set_replacing_rate(rate)
+        return rate
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
+        self.layers.set_replacing_rate(self.replacing_rate_at(self.steps))
+
+
+class ConstantReplacementScheduler(ReplacementScheduler):
+    """A constant rate for `replacing_steps` optimiser steps, then 1.0: successor fine-tuning.
+
+    Args:
+        layers: the `TheseusLayers` of the model.
+        replacing_rate: in (0, 1].
+        replacing_steps: the number of steps at that rate; 0 is taken as 1, None means for ever.
+
+    Raises:
+        ValueError: the rate lies outside (0, 1], or the number of steps is negative.
+    """
+
+    def __init__(self, layers, replacing_rate: float, replacing_steps: int | None = None):
+        if replacing_steps is not None and replacing_steps < 0:
+            raise ValueError(f"replacing_steps counts optimiser steps; it cannot be {replacing_steps}")
+        super().__init__(layers, replacing_rate)
+        self.replacing_rate = replacing_rate
+        self.replacing_steps = replacing_steps
+
+    def replacing_rate_at(self, steps: int) -> float:
+        # The first step has always run at the constant rate when the count is compared, hence max.
+        if self.replacing_steps is None or steps < max(self.replacing_steps, 1):
+            return self.replacing_rate
+        return 1.0
+
+
+class LinearReplacementScheduler(ReplacementScheduler):
+    """A rate that rises linearly to 1: `p_t = min(1, k * t + b)`, the curriculum replacement of the paper.
+
+    Args:
+        layers: the `TheseusLayers` of the model.
+        base_replacing_rate: `b`, the rate at step 0, in (0, 1].
+        k: what the rate gains in each optimiser step, at least 0.
+
+    Raises:
+        ValueError: `b` lies outside (0, 1], or `k` is negative.
+    """
+
+    def __init__(self, layers, base_replacing_rate: float, k: float):
+        if not k >= 0:
+            raise ValueError(f"k is what the replacing rate gains a step; it cannot be {k}")
+        super().__init__(layers, base_replacing_rate)
+        self.base_replacing_rate = base_replacing_rate
+        self.k = k
+
+    def replacing_rate_at(self, steps: int) -> float:
+        return min(1.0, self.k * steps + self.base_replacing_rate)
