@@ -291,7 +291,7 @@ def _read_cache(path: Path, key: str) -> Features | None:
             if str(arrays["key"]) != key:
                 return None
             return Features(*(arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")))
-    except FileNotFoundError:
+    except OSError:
         return None
     except Exception as error:  # whatever a damaged archive makes numpy and zipfile raise
         logger.warning("%s is damaged (%s) and is made anew", path, error)
@@ -318,7 +318,8 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
         predictions: (rows,) label ids in the table's order, or scores.
         labels: (rows,) likewise.
 
-    The correlation with a constant is undefined; here it counts as 0, so that runs stay comparable.
+    The correlation with a constant, or with what is no number, is undefined; here it counts as 0, so
+    that runs stay comparable.
     """
     if task.main_metric == "mcc":
         from sklearn.metrics import matthews_corrcoef
@@ -327,7 +328,7 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
     if task.main_metric == "corr":
         from scipy.stats import pearsonr, spearmanr
 
-        defined = all(0 < np.ptp(values) < np.inf for values in (predictions, labels))
+        defined = all(np.isfinite(values).all() and np.ptp(values) > 0 for values in (predictions, labels))
         pearson = float(pearsonr(predictions, labels).statistic) if defined else 0.0
         spearman = float(spearmanr(predictions, labels).statistic) if defined else 0.0
         return {"pearson": pearson, "spearmanr": spearman, "corr": (pearson + spearman) / 2}

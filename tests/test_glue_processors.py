@@ -1,0 +1,366 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_roberta
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from transformers import AutoTokenizer
+
+from glue_processors import (
+    TASKS,
+    Examples,
+    GlueDataError,
+    cached_features,
+    chance_score,
+    compute_metrics,
+    find_task,
+    read_examples,
+    tokenize,
+)
+
+# The files of GLUE, column by column: file, header, {column: content}, number of columns, labels in id order.
+BINARY, ENTAILMENT = ["0", "1"], ["entailment", "not_entailment"]
+NLI = ["contradiction", "entailment", "neutral"]
+FILES = [
+    ("cola", "train", "train.tsv", False, {3: "first", 1: "label"}, 4, BINARY),
+    ("cola", "dev", "dev.tsv", False, {3: "first", 1: "label"}, 4, BINARY),
+    ("cola", "test", "test.tsv", True, {1: "first"}, 2, None),
+    ("sst-2", "train", "train.tsv", True, {0: "first", 1: "label"}, 2, BINARY),
+    ("sst-2", "dev", "dev.tsv", True, {0: "first", 1: "label"}, 2, BINARY),
+    ("sst-2", "test", "test.tsv", True, {1: "first"}, 2, None),
+    ("mrpc", "train", "train.tsv", True, {3: "first", 4: "second", 0: "label"}, 5, BINARY),
+    ("mrpc", "dev", "dev.tsv", True, {3: "first", 4: "second", 0: "label"}, 5, BINARY),
+    ("mrpc", "test", "test.tsv", True, {3: "first", 4: "second"}, 5, None),
+    ("sts-b", "train", "train.tsv", True, {7: "first", 8: "second", 9: "label"}, 10, ["0.000", "5.000", "3.25"]),
+    ("sts-b", "dev", "dev.tsv", True, {7: "first", 8: "second", 9: "label"}, 10, ["0.000", "5.000", "3.25"]),
+    ("sts-b", "test", "test.tsv", True, {7: "first", 8: "second"}, 9, None),
+    ("qqp", "train", "train.tsv", True, {3: "first", 4: "second", 5: "label"}, 6, BINARY),
+    ("qqp", "dev", "dev.tsv", True, {3: "first", 4: "second", 5: "label"}, 6, BINARY),
+    ("qqp", "test", "test.tsv", True, {1: "first", 2: "second"}, 3, None),
+    ("mnli", "train", "train.tsv", True, {8: "first", 9: "second", 11: "label"}, 12, NLI),
+    ("mnli", "dev", "dev_matched.tsv", True, {8: "first", 9: "second", 15: "label"}, 16, NLI),
+    ("mnli", "test", "test_matched.tsv", True, {8: "first", 9: "second"}, 10, None),
+    ("mnli-mm", "train", "train.tsv", True, {8: "first", 9: "second", 11: "label"}, 12, NLI),
+    ("mnli-mm", "dev", "dev_mismatched.tsv", True, {8: "first", 9: "second", 15: "label"}, 16, NLI),
+    ("mnli-mm", "test", "test_mismatched.tsv", True, {8: "first", 9: "second"}, 10, None),
+    *(
+        (name, split, f"{split}.tsv", True, {1: "first", 2: "second", 3: "label"}, 4, labels)
+        for name, labels in (("qnli", ENTAILMENT), ("rte", ENTAILMENT), ("wnli", BINARY))
+        for split in ("train", "dev")
+    ),
+    *((name, "test", "test.tsv", True, {1: "first", 2: "second"}, 3, None) for name in ("qnli", "rte", "wnli")),
+    ("ax", "test", "diagnostic.tsv", True, {1: "first", 2: "second"}, 3, None),
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file[0]}-{file[1]}")
+def test_every_column_of_every_file_is_read(tmp_path, file):
+    name, split, file_name, header, columns, n_columns, labels = file
+    n_rows = 5
+    rows = [["header"] * n_columns] if header else []
+    for i in range(n_rows):
+        row = [f"column {c} of row {i}" for c in range(n_columns)]
+        for column, content in columns.items():
+            row[column] = labels[i % len(labels)] if content == "label" else f"{content} sentence {i}"
+        rows.append(row)
+    (tmp_path / file_name).write_text("\n".join("\t".join(row) for row in rows) + "\n")
+
+    examples = read_examples(TASKS[name], tmp_path, split)
+    assert examples.first == [f"first sentence {i}" for i in range(n_rows)]
+    assert examples.second == (
+        [f"second sentence {i}" for i in range(n_rows)] if "second" in columns.values() else None
+    )
+    if labels is None:
+        assert examples.labels is None
+    else:
+        ids = [float(label) for label in labels] if name == "sts-b" else list(range(len(labels)))
+        assert examples.labels.tolist() == [ids[i % len(labels)] for i in range(n_rows)]
+
+
+def test_the_table_names_the_folders_metrics_and_main_metrics_of_glue():
+    expected = {
+        "cola": ("CoLA", ["mcc"], "mcc"),
+        "sst-2": ("SST-2", ["acc"], "acc"),
+        "mrpc": ("MRPC", ["acc", "f1", "acc_and_f1"], "acc_and_f1"),
+        "sts-b": ("STS-B", ["pearson", "spearmanr", "corr"], "corr"),
+        "qqp": ("QQP", ["acc", "f1", "acc_and_f1"], "acc_and_f1"),
+        "mnli": ("MNLI", ["acc"], "acc"),
+        "mnli-mm": ("MNLI", ["acc"], "acc"),
+        "qnli": ("QNLI", ["acc"], "acc"),
+        "rte": ("RTE", ["acc"], "acc"),
+        "wnli": ("WNLI", ["acc"], "acc"),
+    }
+    assert {n: (t.folder, list(t.metrics), t.main_metric) for n, t in TASKS.items() if n != "ax"} == expected
+    assert TASKS["ax"].folder == "diagnostic"
+
+
+@pytest.mark.parametrize("name", ["MRPC", "mrpc", "SST2", "sst-2", "STSB", "Sts-B", "MNLI-mm", "AX"])
+def test_task_names_are_found_in_any_case_and_spelling(name):
+    assert find_task(name).name.replace("-", "") == name.lower().replace("-", "")
+
+
+# ------------------------------------------------------------------------- odd but valid files
+
+
+def write(folder: Path, text: str | bytes, name: str = "train.tsv") -> Path:
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+def test_a_byte_order_mark_a_quote_and_a_missing_last_newline_are_read(tmp_path):
+    write(tmp_path, '\ufeffs\tl\n" The end\t1\nsay "no" twice\t0')
+    examples = read_examples(TASKS["sst-2"], tmp_path, "train")
+    assert examples.first == ['" The end', 'say "no" twice'] and examples.labels.tolist() == [1, 0]
+
+
+def test_a_byte_order_mark_before_a_file_without_a_header_is_no_part_of_its_first_row(tmp_path):
+    write(tmp_path, "\ufeffx\t1\t\tone\ny\t0\t\ttwo\n")
+    assert read_examples(TASKS["cola"], tmp_path, "train").first == ["one", "two"]
+
+
+def test_rows_end_at_line_feeds_only_with_or_without_a_carriage_return(tmp_path):
+    odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj"
+    write(tmp_path, f"s\tl\r\n{odd}\t1\r\nend\t0\r\n")
+    examples = read_examples(TASKS["sst-2"], tmp_path, "train")
+    assert examples.first == [odd, "end"] and examples.labels.tolist() == [1, 0]
+
+
+def test_short_rows_of_qqp_are_skipped_in_train_and_dev_and_refused_in_test(tmp_path):
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    for split in ("train", "dev"):
+        write(tmp_path, f"{header}\n0\t1\t2\ta\tb\t1\nbroken off\n2\t1\t2\te\tf\t0\n", f"{split}.tsv")
+        assert read_examples(TASKS["qqp"], tmp_path, split).first == ["a", "e"]
+    write(tmp_path, "id\tquestion1\tquestion2\n0\ta\tb\n1\tc\n", "test.tsv")
+    with pytest.raises(GlueDataError, match=r"test\.tsv:3: 2 columns; expected at least 3"):
+        read_examples(TASKS["qqp"], tmp_path, "test")
+
+
+# ------------------------------------------------------------------------------- bad files
+
+
+STS_B_ROW = "\t" * 9 + "score\n" + "x\t" * 9
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "reason"),
+    [
+        ("mrpc", "h\th\th\th\th\n1\t1\t2\ta\tb\n2\t1\t2\ta\tb\n", ":3: label '2'; expected one of 0, 1"),
+        ("rte", "i\ta\tb\tl\n0\ta\tb\tmaybe\n", ":2: label 'maybe'; expected one of entailment, not_entailment"),
+        ("sts-b", STS_B_ROW + "5.1\n", ":2: label '5.1'; expected a number from 0 to 5"),
+        ("sts-b", STS_B_ROW + "nan\n", ":2: label 'nan'; expected a number from 0 to 5"),
+        ("sts-b", STS_B_ROW + "high\n", ":2: label 'high'; expected a number from 0 to 5"),
+        ("cola", "x\t1\t\tgood\nx\t1\n", ":2: 2 columns; expected at least 4"),
+        ("rte", "i\ta\tb\tl\n0\ta\tentailment\n", ":2: 3 columns; expected at least 4"),
+        ("sst-2", "s\tl\na\t1\n\nb\t0\n", ":3: 1 columns; expected at least 2"),
+        ("sst-2", "", ":1: no rows; expected a header line and the train set"),
+        ("sst-2", "s\tl\n", ":1: no rows; expected a header line and the train set"),
+        ("cola", "", ":1: no rows; expected the train set"),
+        ("qqp", "i\ta\tb\tc\td\tl\nshort\n", ": no complete row; expected rows of at least 6 columns"),
+        ("sst-2", b"s\tl\nfine\t1\ncaf\xe9\t1\n", ":3: not UTF-8 (byte 0xe9)"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_line_and_what_was_expected(tmp_path, task, text, reason):
+    with pytest.raises(GlueDataError, match=re.escape(f"{tmp_path}/train.tsv{reason}")):
+        read_examples(TASKS[task], write(tmp_path, text), "train")
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path):
+    with pytest.raises(GlueDataError, match=r"dev_matched\.tsv: no such file; mnli's dev set"):
+        read_examples(TASKS["mnli"], tmp_path, "dev")
+    with pytest.raises(GlueDataError, match="ax has no train file"):
+        read_examples(TASKS["ax"], tmp_path, "train")
+
+
+# ------------------------------------------------------------------------------- features
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bert_folder):
+    return AutoTokenizer.from_pretrained(bert_folder)
+
+
+PAIRS = Examples(["good film", "a"], ["the cat is bad", "dog"], np.array([1, 0]), "sha of the file")
+
+
+def test_a_batch_is_padded_to_its_longest_row_and_no_further(tokenizer):
+    features = tokenize(PAIRS, tokenizer, 128, token_type_ids=True)
+    assert features.lengths.tolist() == [9, 5]
+    batch = features.batch([1, 0], tokenizer.pad_token_id)
+    expected = tokenizer(["a", "good film"], ["dog", "the cat is bad"], padding=True, return_tensors="pt")
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(batch[name], expected[name]), name
+    assert batch["labels"].tolist() == [0, 1]
+    assert features.batch([1], tokenizer.pad_token_id)["input_ids"].shape == (1, 5)
+
+
+def test_padding_uses_the_tokenizers_own_id(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save_roberta(tmp_path))
+    features = tokenize(PAIRS, tokenizer, 128, token_type_ids=False)
+    batch = features.batch([0, 1], tokenizer.pad_token_id)
+    expected = tokenizer(PAIRS.first, PAIRS.second, padding=True, return_tensors="pt")
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert torch.equal(batch["input_ids"], expected["input_ids"]) and (batch["input_ids"] == 1).any()
+    assert torch.equal(batch["attention_mask"], expected["attention_mask"])
+
+
+def test_long_pairs_are_cut_to_max_seq_length_the_longer_sentence_first(tokenizer):
+    examples = PAIRS._replace(first=["good " * 50, "a"], second=["the cat", "dog"])
+    features = tokenize(examples, tokenizer, 12, token_type_ids=True)
+    assert features.lengths.tolist() == [12, 5]
+    assert tokenizer.decode(features.input_ids[:12]).split()[-3:] == ["the", "cat", "[SEP]"]
+
+
+def test_tokenising_in_batches_gives_every_row_in_order(tokenizer):
+    n = 2500
+    examples = Examples(["good " * (i % 7) for i in range(n)], None, np.arange(n) % 2, "")
+    features = tokenize(examples, tokenizer, 128, token_type_ids=True)
+    assert features.lengths.tolist() == [2 + i % 7 for i in range(n)]
+
+
+def in_cache(folder: Path) -> list[Path]:
+    return sorted(folder.glob("cached_*"))
+
+
+def cached(examples, tokenizer, folders, task="mrpc", length=16, types=True, split="dev", overwrite=False):
+    return cached_features(TASKS[task], split, examples, tokenizer, length, types, folders, overwrite)
+
+
+def test_cached_features_are_those_of_the_tokenizer(tokenizer, tmp_path):
+    first = cached(PAIRS, tokenizer, [tmp_path])
+    assert len(in_cache(tmp_path)) == 1
+    second = cached(PAIRS, tokenizer, [tmp_path])
+    for name in ("input_ids", "lengths", "token_type_ids", "labels"):
+        expected = getattr(tokenize(PAIRS, tokenizer, 16, True), name)
+        for features in (first, second):
+            assert np.array_equal(getattr(features, name), expected)
+            assert getattr(features, name).dtype == expected.dtype
+
+
+def test_the_cache_is_read_and_not_made_again(tokenizer, tmp_path):
+    cached(PAIRS, tokenizer, [tmp_path])
+    same_key = PAIRS._replace(first=["never", "tokenised"])  # only the file's hash counts
+    assert np.array_equal(
+        cached(same_key, tokenizer, [tmp_path]).input_ids, cached(PAIRS, tokenizer, [tmp_path]).input_ids
+    )
+    other = cached(same_key, tokenizer, [tmp_path], overwrite=True)
+    assert not np.array_equal(other.input_ids, tokenize(PAIRS, tokenizer, 16, True).input_ids)
+
+
+def test_the_cache_key_changes_with_all_that_changes_its_content(tokenizer, tmp_path):
+    cased = AutoTokenizer.from_pretrained(tokenizer.name_or_path, do_lower_case=False)
+    grown = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    grown.add_tokens(["film"])
+    variants = [
+        {},
+        {"examples": PAIRS._replace(sha256="another file")},
+        {"tokenizer": cased},
+        {"tokenizer": grown},
+        {"task": "qqp"},
+        {"length": 17},
+        {"types": False},
+        {"split": "train"},
+    ]
+    for i, change in enumerate(variants, start=1):
+        cached(**{"examples": PAIRS, "tokenizer": tokenizer, "folders": [tmp_path]} | change)
+        assert len(in_cache(tmp_path)) == i, change
+
+
+def test_the_cache_key_does_not_depend_on_what_the_tokenizer_did_before(bert_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(bert_folder)
+    cached(PAIRS, tokenizer, [tmp_path])
+    tokenizer(["good", "bad film"], truncation=True, max_length=5, padding=True)
+    cached(PAIRS, tokenizer, [tmp_path])
+    assert len(in_cache(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[:-400] + b"x" * 400]
+)
+def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, damage):
+    expected = cached(PAIRS, tokenizer, [tmp_path])
+    (path,) = in_cache(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert np.array_equal(cached(PAIRS, tokenizer, [tmp_path]).input_ids, expected.input_ids)
+    assert path.read_bytes() != damage(whole)
+
+
+def test_a_cache_that_holds_a_pickle_is_not_unpickled(tokenizer, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    cached(PAIRS, tokenizer, [tmp_path])
+    (path,) = in_cache(tmp_path)
+    np.savez(path, key=np.array([Trap()], dtype=object))
+    cached(PAIRS, tokenizer, [tmp_path])
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_where_the_data_folder_takes_no_file_the_cache_lies_in_the_next_with_one_warning(tokenizer, tmp_path, caplog):
+    # A name that is a file takes no files, not even from root, whom no permission stops.
+    data_dir = tmp_path / "data"
+    data_dir.write_text("")
+    output_dir = tmp_path / "output"
+    output_dir.mkdir()
+    for split in ("train", "dev"):
+        cached(PAIRS, tokenizer, [data_dir, output_dir], split=split)
+    assert len(in_cache(output_dir)) == 2
+    assert [str(data_dir) in record.message for record in caplog.records] == [True]
+    cached(PAIRS, tokenizer, [data_dir, output_dir], split="dev")
+    assert len(in_cache(output_dir)) == 2
+
+
+# -------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.metrics])
+def test_metrics_are_those_of_scikit_learn_and_scipy(name):
+    rng = np.random.default_rng(0)
+    task = TASKS[name]
+    for _ in range(20):
+        if task.labels:
+            predictions, labels = rng.integers(0, task.num_labels, (2, 60))
+        else:
+            predictions, labels = rng.uniform(0, 5, (2, 60))
+        expected = {}
+        if "acc" in task.metrics:
+            expected["acc"] = accuracy_score(labels, predictions)
+        if "f1" in task.metrics:
+            expected["f1"] = f1_score(labels, predictions)
+            expected["acc_and_f1"] = (expected["acc"] + expected["f1"]) / 2
+        if "mcc" in task.metrics:
+            expected["mcc"] = matthews_corrcoef(labels, predictions)
+        if "corr" in task.metrics:
+            expected["pearson"] = pearsonr(labels, predictions)[0]
+            expected["spearmanr"] = spearmanr(labels, predictions)[0]
+            expected["corr"] = (expected["pearson"] + expected["spearmanr"]) / 2
+        metrics = compute_metrics(task, predictions, labels)
+        assert metrics == pytest.approx(expected, abs=1e-12)
+        assert list(metrics) == list(task.metrics)
+
+
+def test_the_correlation_with_a_constant_or_with_no_number_counts_as_0():
+    labels = np.linspace(0, 5, 10)
+    for predictions in (np.full(10, 2.5), np.full(10, np.nan), np.full(10, np.inf)):
+        assert compute_metrics(TASKS["sts-b"], predictions, labels) == {"pearson": 0, "spearmanr": 0, "corr": 0}
+
+
+def test_chance_is_the_best_constant_prediction():
+    labels = np.array([1, 1, 1, 0])
+    assert chance_score(TASKS["sst-2"], labels) == 0.75
+    assert chance_score(TASKS["cola"], labels) == 0
+    assert chance_score(TASKS["mrpc"], labels) == pytest.approx((0.75 + 6 / 7) / 2)
+    assert chance_score(TASKS["sts-b"], labels.astype(float)) == 0
+
+
+def test_the_table_of_tasks_loads_without_torch():
+    code = "import sys, glue_processors; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

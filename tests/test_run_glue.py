@@ -1,0 +1,528 @@
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_bert, save_roberta, write_glue
+from safetensors.torch import load_file, save_file
+from tensorboardX.proto.event_pb2 import Event
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, pipeline
+
+import run_glue
+from glue_processors import TASKS, compute_metrics, read_examples
+
+ROOT = Path(__file__).parents[1]
+
+
+def arguments(task: str, model: Path, data: Path, output: Path, *more: object) -> list[str]:
+    fixed = ["--task_name", task, "--model_name_or_path", model, "--data_dir", data, "--output_dir", output]
+    return [str(a) for a in [*fixed, "--max_seq_length", 32, "--learning_rate", 1e-3, "--no_cuda", *more]]
+
+
+def run_as_command(*args: object, **kwargs) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "run_glue.py", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, **kwargs)
+
+
+def run_here(*args: object) -> None:
+    run_glue.main(run_glue.parse_args([str(a) for a in args]))
+
+
+def json_lines(output: str) -> list[dict]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def read_results(folder: Path) -> dict[str, float]:
+    lines = (folder / "eval_results.txt").read_text().splitlines()
+    assert lines == sorted(lines)
+    return {key: float(value) for key, value in (line.split(" = ") for line in lines)}
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows: value by step of every scalar in the event file."""
+    (path,) = folder.glob("runs/events.out.tfevents.*")
+    data, found, at = path.read_bytes(), {}, 0
+    while at < len(data):
+        (length,) = struct.unpack("<Q", data[at : at + 8])  # then 4 bytes of checksum, the event, 4 more
+        event = Event.FromString(data[at + 12 : at + 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = value.simple_value
+        at += 16 + length
+    return found
+
+
+def score_again(folder: Path, data: Path, task_name: str) -> dict[str, float]:
+    """The dev metrics of a saved model, by transformers alone, one row at a time, without padding."""
+    task = TASKS[task_name]
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples = read_examples(task, data, "dev")
+    logits = []
+    for i, first in enumerate(examples.first):
+        second = examples.second[i] if examples.second else None
+        inputs = tokenizer(first, second, truncation=True, max_length=32, return_tensors="pt")
+        logits.append(model(**inputs).logits[0].detach().numpy())
+    if task.labels is None:
+        return compute_metrics(task, np.array(logits)[:, 0], examples.labels)
+    names = [model.config.id2label[i].lower() for i in range(task.num_labels)]
+    if names[0] == "label_0":
+        names = list(task.labels)
+    predicted = [task.labels.index(names[i]) for i in np.argmax(logits, axis=1)]
+    return compute_metrics(task, np.array(predicted), examples.labels)
+
+
+# ----------------------------------------------------------------------- whole runs, as commands
+
+
+def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp_path):
+    data, output = write_glue(tmp_path / "MRPC", "mrpc"), tmp_path / "successor"
+    flags = "--do_train --do_eval --do_lower_case --evaluate_during_training --per_gpu_train_batch_size 8 "
+    flags += "--per_gpu_eval_batch_size 8 --save_steps 5 --logging_steps 5 --num_train_epochs 2 "
+    flags += "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.1"
+    done = run_as_command(*arguments("MRPC", bert_folder, data, output, *flags.split()))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+    lines = json_lines(done.stdout)
+    logged = {line["step"]: line for line in lines if "learning_rate" in line}
+    assert list(logged) == [5, 10, 12]
+    assert [logged[s]["replacing_rate"] for s in logged] == pytest.approx(
+        [0.3 + 0.1 * (s - 1) if s < 8 else 1 for s in logged]
+    )
+    assert [logged[s]["learning_rate"] for s in logged] == pytest.approx([1e-3 * (1 - (s - 1) / 12) for s in logged])
+    scores = {line["step"]: line["eval_acc_and_f1"] for line in lines if "eval_acc_and_f1" in line}
+    assert list(scores) == [5, 10, 12]
+
+    # Files: ordinary checkpoints of two layers, and nothing else.
+    assert sorted(p.name for p in output.iterdir() if p.is_dir()) == [
+        "checkpoint-10",
+        "checkpoint-5",
+        "checkpoint-best",
+        "runs",
+    ]
+    for folder in (output, output / "checkpoint-5", output / "checkpoint-10", output / "checkpoint-best"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["num_hidden_layers"] == 2 and config["id2label"] == {"0": "0", "1": "1"}
+        weights = load_file(folder / "model.safetensors")
+        assert {name.split(".")[3] for name in weights if ".layer." in name} == {"0", "1"}
+        assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert not [p for p in output.rglob("*") if p.suffix in {".tmp", ".bin", ".pt"}]
+
+    # What was printed is what the reloaded models score.
+    results = read_results(output)
+    assert results == pytest.approx(score_again(output, data, "mrpc"))
+    assert results["acc_and_f1"] == pytest.approx(scores[12])
+    best_step = max(scores, key=lambda step: (scores[step], -step))
+    best = read_results(output / "checkpoint-best")
+    assert best.pop("step") == best_step
+    assert best == pytest.approx(score_again(output / "checkpoint-best", data, "mrpc"))
+    assert best["acc_and_f1"] == pytest.approx(scores[best_step])
+
+    # The comparison is the last thing printed.
+    table = done.stdout.splitlines()[-4:]
+    predecessor = score_again(bert_folder, data, "mrpc")
+    assert table[0].split()[:5] == ["acc", "f1", "acc_and_f1", "acc_and_f1", "kept"]
+    assert table[1].split()[:5] == [
+        "predecessor",
+        *(f"{predecessor[k]:.4f}" for k in ("acc", "f1", "acc_and_f1")),
+        "100.0",
+    ]
+    assert table[2].startswith("successor, last step (12)") and f"{results['acc_and_f1']:.4f}" in table[2]
+    assert table[3].startswith(f"successor, best step ({best_step})") and f"{scores[best_step]:.4f}" in table[3]
+    assert f"{100 * results['acc_and_f1'] / predecessor['acc_and_f1']:.1f} %" in table[2]
+    parameters = AutoModelForSequenceClassification.from_pretrained(output).num_parameters()
+    assert f" {parameters:,} " in table[2]
+
+    # TensorBoard has the same numbers.
+    shown = scalars(output)
+    assert shown.keys() == {"loss", "learning_rate", "replacing_rate", "eval_acc", "eval_f1", "eval_acc_and_f1"}
+    assert shown["eval_acc_and_f1"] == pytest.approx(scores)
+    assert shown["loss"] == pytest.approx({s: line["loss"] for s, line in logged.items() if "loss" in line})
+
+    # The plan was said before: steps, dev passes, checkpoints.
+    assert "12 of 8 examples" in done.stderr and "4, 1 of them of the predecessor" in done.stderr
+    assert "4 checkpoints of" in done.stderr
+
+
+def test_a_constant_rate_compresses_a_roberta_for_regression(tmp_path):
+    model = save_roberta(tmp_path / "model", num_labels=1)
+    data, output = write_glue(tmp_path / "STS-B", "sts-b"), tmp_path / "successor"
+    flags = "--do_train --do_eval --per_gpu_train_batch_size 16 --max_steps 8 --logging_steps 1 --do_lower_case "
+    flags += "--replacing_rate 0.5 --steps_for_replacing 6 --scc_n_layer 1 --save_steps 0"
+    done = run_as_command(*arguments("STS-B", model, data, output, *flags.split()))
+    assert done.returncode == 0, done.stderr
+    assert "--do_lower_case is ignored" in done.stderr
+    logged = [line for line in json_lines(done.stdout) if "learning_rate" in line]
+    assert [line["replacing_rate"] for line in logged] == [0.5] * 6 + [1.0] * 2
+    assert any("loss" not in line for line in logged) and any(
+        "loss" in line for line in logged
+    )  # one module: half the draws
+    assert read_results(output) == pytest.approx(score_again(output, data, "sts-b"), abs=1e-5)
+    assert AutoModelForSequenceClassification.from_pretrained(output).config.num_hidden_layers == 1
+    assert not list(output.glob("checkpoint-*"))
+    # The successor's score is a number, not a probability, in a pipeline too.
+    score = pipeline("text-classification", model=str(output))("good film")[0]["score"]
+    inputs = AutoTokenizer.from_pretrained(output)("good film", return_tensors="pt")
+    logits = AutoModelForSequenceClassification.from_pretrained(output)(**inputs).logits
+    assert score == pytest.approx(logits.item(), abs=1e-5)
+
+
+def test_mnli_is_scored_on_both_dev_sets_with_the_models_own_label_order(tmp_path):
+    order = ["ENTAILMENT", "NEUTRAL", "CONTRADICTION"]
+    labels = {"id2label": dict(enumerate(order)), "label2id": {name: i for i, name in enumerate(order)}}
+    model = save_bert(tmp_path / "model", num_labels=3, **labels)
+    data, output = write_glue(tmp_path / "MNLI", "mnli"), tmp_path / "successor"
+    flags = "--do_train --do_eval --evaluate_during_training --max_steps 4 --logging_steps 2 --replacing_rate 0.6 "
+    flags += "--scheduler_type linear --scheduler_linear_k 0.2 --save_steps 2 --eval_all_checkpoints"
+    done = run_as_command(*arguments("mnli", model, data, output, *flags.split()))
+    assert done.returncode == 0, done.stderr
+    expected = {
+        "mnli/acc": score_again(output, data, "mnli")["acc"],
+        "mnli-mm/acc": score_again(output, data, "mnli-mm")["acc"],
+        **{
+            f"{name}/acc_{n}": score_again(output / f"checkpoint-{n}", data, name)["acc"]
+            for n in (2, 4)
+            for name in ("mnli", "mnli-mm")
+        },
+    }
+    assert read_results(output) == pytest.approx(expected)
+    predecessor = [f"{score_again(model, data, name)['acc']:.4f}" for name in ("mnli", "mnli-mm")]
+    assert done.stdout.splitlines()[-3].split()[:3] == ["predecessor", *predecessor]
+    names = AutoModelForSequenceClassification.from_pretrained(output).config.id2label
+    assert names == {0: "entailment", 1: "neutral", 2: "contradiction"}
+
+
+def test_without_a_replacing_rate_a_model_without_a_head_is_fine_tuned(tmp_path):
+    folder = save_bert(tmp_path / "model", num_labels=3)
+    BertModel(BertConfig.from_pretrained(folder)).save_pretrained(folder)
+    data, output = write_glue(tmp_path / "CoLA", "cola", n_train=64), tmp_path / "predecessor"
+    flags = "--do_train --do_eval --evaluate_during_training --num_train_epochs 20 --logging_steps 40 --save_steps 0"
+    done = run_as_command(*arguments("CoLA", folder, data, output, *flags.split(), "--per_gpu_train_batch_size", 16))
+    assert done.returncode == 0, done.stderr
+    lines = json_lines(done.stdout)
+    assert done.stdout.splitlines()[-1].startswith("{"), "plain fine-tuning prints no comparison"
+    assert all("replacing_rate" not in line for line in lines)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert read_results(output) == pytest.approx(score_again(output, data, "cola"))
+    assert "classifier.weight" in done.stderr  # said to be new
+    model = AutoModelForSequenceClassification.from_pretrained(output)
+    assert model.config.num_hidden_layers == 4 and model.config.num_labels == 2
+    # The same folder is a predecessor now.
+    run_here(
+        *arguments(
+            "CoLA", output, data, tmp_path / "successor", "--do_train", "--max_steps", 1, "--replacing_rate", 0.5
+        )
+    )
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "successor").config.num_hidden_layers == 2
+
+
+# ----------------------------------------------------------------------- rules of the flags
+
+
+@pytest.fixture(scope="module")
+def mrpc(tmp_path_factory) -> Path:
+    return write_glue(tmp_path_factory.mktemp("data") / "MRPC", "mrpc", n_train=20, n_dev=10)
+
+
+def test_do_eval_alone_evaluates_output_dir_and_else_the_named_model(bert_folder, mrpc, tmp_path, capsys):
+    output = tmp_path / "output"
+    run_here(*arguments("mrpc", bert_folder, mrpc, output, "--do_eval"))
+    assert read_results(output) == pytest.approx(score_again(bert_folder, mrpc, "mrpc"))
+    successor = tmp_path / "successor"
+    run_here(*arguments("mrpc", bert_folder, mrpc, successor, "--do_train", "--max_steps", 3, "--replacing_rate", 1))
+    run_here(*arguments("mrpc", bert_folder, mrpc, successor, "--do_eval"))
+    assert read_results(successor) == pytest.approx(score_again(successor, mrpc, "mrpc"))
+
+
+def test_max_steps_runs_exactly_so_many_and_an_epochs_leftover_micro_batches_are_dropped(
+    bert_folder, mrpc, tmp_path, capsys
+):
+    flags = "--do_train --logging_steps 1 --per_gpu_train_batch_size 6 --gradient_accumulation_steps 3 --save_steps 0"
+    for more, n_steps in (
+        (["--max_steps", 5], 5),
+        (["--num_train_epochs", 2.9], 2),
+    ):  # 20 rows: 4 batches, 1 step an epoch
+        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / str(n_steps), *flags.split(), *more))
+        assert [line["step"] for line in json_lines(capsys.readouterr().out)] == list(range(1, n_steps + 1))
+
+
+def test_every_epoch_has_another_order_that_follows_from_the_seed():
+    def epochs(seed):
+        batches = run_glue.train_batches(10, 4, 1, seed)
+        return [torch.cat([next(batches)[1][0] for _ in range(3)]).tolist() for _ in range(2)]
+
+    first, second = epochs(1)
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert epochs(1) == [first, second] and epochs(2)[0] != first
+
+
+def test_the_same_command_gives_the_same_weights(bert_folder, mrpc, tmp_path):
+    flags = ["--do_train", "--max_steps", "4", "--replacing_rate", "0.5", "--save_steps", "0"]
+    weights = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / name, *flags, "--seed", seed))
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_only_the_successors_layers_move(bert_folder, mrpc, tmp_path):
+    flags = ["--do_train", "--max_steps", "4", "--replacing_rate", "0.9", "--save_steps", "0", "--weight_decay", "0.1"]
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "s", *flags))
+    before, after = load_file(bert_folder / "model.safetensors"), load_file(tmp_path / "s" / "model.safetensors")
+    for name, weight in after.items():
+        assert torch.equal(weight, before[name]) == (".layer." not in name), name
+
+
+def test_an_undrawn_layer_moves_on_its_momentum_once_it_was_drawn_and_not_before(bert_folder):
+    model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
+    layers = run_glue.compress(model.train())
+    draws = iter([[False, False], [True, False], [False, True], [False, False]])
+    layers.draw_replacements = lambda: next(draws)
+    optimizer = torch.optim.AdamW(run_glue.optimizer_groups(model, 0.0), 1e-3)
+    batch = {"input_ids": torch.full((2, 5), 6), "labels": torch.tensor([0, 1])}
+
+    def moved() -> tuple[bool, bool, bool]:
+        before = [p.detach().clone() for p in layers.successor.parameters()]
+        loss = run_glue.train_step(
+            model, layers, [batch], optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False)
+        )
+        changed = [not torch.equal(p, q) for p, q in zip(layers.successor.parameters(), before, strict=True)]
+        half = len(changed) // 2
+        return loss is not None, any(changed[:half]), any(changed[half:])
+
+    assert moved() == (False, False, False)  # nothing drawn, nothing to go on
+    assert moved() == (True, True, False)
+    assert moved() == (True, True, True)  # the first layer goes on by its momentum
+    assert moved() == (False, True, True)
+
+
+@pytest.mark.parametrize("compressing", [False, True])
+def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(bert_folder, compressing):
+    weights = []
+    for n_parts in (1, 4):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            bert_folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        ).train()
+        layers = run_glue.compress(model) if compressing else None
+        if compressing:
+            layers.draw_replacements = lambda: [True, False]
+        optimizer = torch.optim.SGD(run_glue.optimizer_groups(model, 0.0), 0.1)
+        ids, labels = torch.arange(5, 21).reshape(8, 2), torch.tensor([0, 1] * 4)
+        parts = [
+            {"input_ids": i, "labels": label}
+            for i, label in zip(ids.chunk(n_parts), labels.chunk(n_parts), strict=True)
+        ]
+        run_glue.train_step(model, layers, parts, optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False))
+        weights.append([p.detach() for p in model.parameters()])
+    for whole, accumulated in zip(*weights, strict=True):
+        torch.testing.assert_close(whole, accumulated, atol=1e-6, rtol=0)
+
+
+def test_bf16_trains_and_still_writes_float32(bert_folder, mrpc, tmp_path):
+    flags = ["--do_train", "--max_steps", "2", "--replacing_rate", "0.9", "--bf16"]
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "s", *flags))
+    assert {w.dtype for w in load_file(tmp_path / "s" / "model.safetensors").values()} == {torch.float32}
+
+
+def test_weights_saved_in_half_precision_are_trained_in_float32(tmp_path, mrpc):
+    folder = save_bert(tmp_path / "half")
+    weights = load_file(folder / "model.safetensors")
+    save_file({n: w.bfloat16() for n, w in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+    run_here(*arguments("mrpc", folder, mrpc, tmp_path / "s", "--do_train", "--max_steps", 1, "--replacing_rate", 1))
+    assert {w.dtype for w in load_file(tmp_path / "s" / "model.safetensors").values()} == {torch.float32}
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "s").dtype == torch.float32
+
+
+@pytest.mark.parametrize(("flag", "lowered"), [(True, True), (False, False)])
+def test_the_saved_tokenizer_lower_cases_as_told_or_as_it_was(tmp_path, mrpc, flag, lowered):
+    folder = save_bert(tmp_path / "cased")
+    AutoTokenizer.from_pretrained(folder, do_lower_case=False).save_pretrained(folder)
+    more = ["--do_lower_case"] if flag else []
+    run_here(
+        *arguments("mrpc", folder, mrpc, tmp_path / "s", "--do_train", "--max_steps", 1, "--replacing_rate", 1, *more)
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "s").tokenize("Good") == (["good"] if lowered else ["Good"])
+
+
+def test_overwriting_replaces_the_earlier_run_and_touches_nothing_else(bert_folder, mrpc, tmp_path):
+    output = tmp_path / "output"
+    run_here(*arguments("mrpc", bert_folder, mrpc, output, "--do_train", "--max_steps", 4, "--save_steps", 2))
+    (output / "notes.txt").write_text("mine")
+    flags = "--do_train --do_eval --max_steps 2 --save_steps 1 --replacing_rate 1 --overwrite_output_dir".split()
+    run_here(*arguments("mrpc", bert_folder, mrpc, output, *flags))
+    assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert len(list(output.glob("runs/*"))) == 1 and (output / "notes.txt").read_text() == "mine"
+
+
+def test_a_predecessor_no_better_than_chance_is_warned_about(mrpc, tmp_path, caplog):
+    folder = save_bert(tmp_path / "model", num_labels=2)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = torch.tensor([100.0, 0.0])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    run_here(
+        *arguments(
+            "mrpc", folder, mrpc, tmp_path / "s", "--do_train", "--do_eval", "--max_steps", 1, "--replacing_rate", 1
+        )
+    )
+    assert any("no better than chance" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warning"),
+    [
+        ("--replacing_rate 0.5", "--steps_for_replacing is 0"),
+        ("--replacing_rate 0.5 --scheduler_type linear", "--scheduler_linear_k is 0"),
+        ("--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.1 --steps_for_replacing 3", "is ignored"),
+        ("--replacing_rate 0.5 --scheduler_linear_k 0.1 --steps_for_replacing 3", "is ignored"),
+        ("--fp16_opt_level O2", "--fp16_opt_level is ignored"),
+    ],
+)
+def test_flags_that_do_less_than_they_seem_to_are_warned_about(caplog, flags, warning):
+    run_glue.warn_about(run_glue.parse_args(arguments("mrpc", "m", "d", "o", "--do_train", *flags.split())))
+    assert [warning in record.message for record in caplog.records] == [True]
+
+
+# ----------------------------------------------------------------------------- bad input
+
+
+def assert_refused(capsys, tmp_path: Path, args: list, reason: str) -> None:
+    """Refused by one line that gives the reason, with nothing written under tmp_path."""
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(SystemExit) as stopped:
+        run_here(*args)
+    message = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
+    assert reason in message and message.startswith("run_glue.py: error: ") and "\n" not in message.rstrip("\n")
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+TRAIN = ["--do_train", "--max_steps", 1]
+COMPRESS = [*TRAIN, "--replacing_rate", 0.5, "--steps_for_replacing", 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--task_name", "snli", *TRAIN], "--task_name snli: there is no such task; there are cola, sst-2"),
+        (["--task_name", "ax", *TRAIN], "--task_name ax"),
+        ([], "nothing to do"),
+        (["--do_train", "--scheduler_type", "linear"], "--scheduler_type is for compression: give"),
+        (["--do_train", "--scheduler_linear_k", 0.1], "--scheduler_linear_k is for compression"),
+        (["--do_train", "--steps_for_replacing", 10], "--steps_for_replacing is for compression"),
+        (["--do_train", "--scc_n_layer", 2], "--scc_n_layer is for compression"),
+        ([*TRAIN, "--replacing_rate", 0], "a probability in (0, 1], not 0"),
+        ([*TRAIN, "--replacing_rate", 1.5], "a probability in (0, 1], not 1.5"),
+        ([*TRAIN, "--replacing_rate", "nan"], "a probability in (0, 1], not nan"),
+        ([*COMPRESS, "--scc_n_layer", 3], "4 layers do not make 3 equal modules: scc_n_layer can be 1, 2, 4"),
+        (["--do_train", "--learning_rate", "nan"], "--learning_rate: nan is not at least 0"),
+        (["--do_train", "--per_gpu_train_batch_size", 0], "--per_gpu_train_batch_size: 0 is not at least 1"),
+        (["--do_train", "--gradient_accumulation_steps", 99], "--gradient_accumulation_steps 99: 20 rows make fewer"),
+        ([*TRAIN, "--max_seq_length", 100], "--max_seq_length 100"),
+        ([*TRAIN, "--fp16"], "--fp16 needs a GPU"),
+        ([*TRAIN, "--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+    ],
+)  # fmt: skip
+def test_a_bad_flag_is_refused_in_one_line(capsys, bert_folder, mrpc, tmp_path, flags, reason):
+    assert_refused(capsys, tmp_path, arguments("mrpc", bert_folder, mrpc, tmp_path / "output", *flags), reason)
+
+
+def test_a_predecessor_that_is_missing_or_no_model_is_refused(capsys, mrpc, tmp_path):
+    def refused(model, reason):
+        assert_refused(capsys, tmp_path, arguments("mrpc", model, mrpc, tmp_path / "output", *COMPRESS), reason)
+
+    refused(tmp_path / "nowhere", "nowhere: no such folder")
+    refused("./nowhere", "./nowhere: no such folder")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(empty, "is no model: it holds no config.json")
+    no_weights = save_bert(tmp_path / "no_weights")
+    (no_weights / "model.safetensors").unlink()
+    refused(no_weights, "no model could be loaded")
+    broken = save_bert(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
+    refused(broken, "no model could be loaded")
+    no_json = save_bert(tmp_path / "no_json")
+    (no_json / "config.json").write_text("{")
+    refused(no_json, "no config could be loaded")
+
+
+def test_a_checkpoint_of_the_2020_release_is_refused_and_the_script_that_converts_it_named(capsys, mrpc, tmp_path):
+    folder = save_bert(tmp_path / "release")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    extra = {n.replace(".layer.", ".scc_layer."): w for n, w in weights.items() if ".layer.0." in n or ".layer.1." in n}
+    torch.save(weights | extra, folder / "pytorch_model.bin")
+    assert_refused(
+        capsys,
+        tmp_path,
+        arguments("mrpc", folder, mrpc, tmp_path / "output", *COMPRESS),
+        "scripts/convert_to_hf_ckpt.py",
+    )
+
+
+def test_a_model_to_compress_needs_a_head_for_the_task(capsys, mrpc, tmp_path):
+    headless = save_bert(tmp_path / "headless")
+    BertModel(BertConfig.from_pretrained(headless)).save_pretrained(headless)
+    assert_refused(capsys, tmp_path, arguments("mrpc", headless, mrpc, tmp_path / "o", *COMPRESS), "has no task head")
+    three = save_bert(tmp_path / "three", num_labels=3)
+    reason = "its task head has 3 outputs, mrpc needs 2"
+    assert_refused(capsys, tmp_path, arguments("mrpc", three, mrpc, tmp_path / "o", *COMPRESS), reason)
+    run_here(*arguments("mrpc", three, mrpc, tmp_path / "o", *TRAIN))  # fine-tuning makes the head anew
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "o").config.num_labels == 2
+
+
+def test_an_output_folder_that_is_in_use_is_refused(capsys, bert_folder, mrpc, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    assert_refused(capsys, tmp_path, arguments("mrpc", bert_folder, mrpc, full, *COMPRESS), "is not empty")
+    assert_refused(capsys, tmp_path, arguments("mrpc", bert_folder, mrpc, full / "notes.txt", *COMPRESS), "is a file")
+    own = save_bert(tmp_path / "own")
+    for output in (own, own.parent):
+        args = arguments("mrpc", own, mrpc, output, *COMPRESS, "--overwrite_output_dir")
+        assert_refused(capsys, tmp_path, args, "would be overwritten")
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused(capsys, bert_folder, mrpc, tmp_path):
+    args = arguments("mrpc", bert_folder, mrpc, tmp_path / "o", "--do_train", "--max_steps", 10**12, "--save_steps", 1)
+    assert_refused(capsys, tmp_path, args, "do not fit")
+
+
+def test_bad_data_is_refused_with_file_and_line(capsys, bert_folder, tmp_path):
+    data = write_glue(tmp_path / "MRPC", "mrpc")
+    (data / "dev.tsv").unlink()
+    args = arguments("mrpc", bert_folder, data, tmp_path / "o", *COMPRESS, "--do_eval")
+    assert_refused(capsys, tmp_path, args, "dev.tsv: no such file")
+    with open(data / "train.tsv", "a") as file:
+        file.write("1\tbroken off\n")
+    assert_refused(capsys, tmp_path, args, "train.tsv:50: 2 columns; expected at least 5")
+
+
+@pytest.mark.parametrize(
+    ("task", "status", "reason"),
+    [("snli", 2, "--task_name snli: there is no such task"), ("mrpc", 1, "train.tsv: no such file")],
+)
+def test_as_a_command_an_error_is_one_line_on_standard_error(bert_folder, tmp_path, task, status, reason):
+    done = run_as_command(*arguments(task, bert_folder, tmp_path, tmp_path / "o", *COMPRESS))
+    assert done.returncode == status and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and reason in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert "--replacing_rate" in run_as_command("--help").stdout
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.5
