@@ -203,7 +203,7 @@ def test_without_a_replacing_rate_a_model_without_a_head_is_fine_tuned(tmp_path)
     folder = save_bert(tmp_path / "model", num_labels=3)
     BertModel(BertConfig.from_pretrained(folder)).save_pretrained(folder)
     data, output = write_glue(tmp_path / "CoLA", "cola", n_train=64), tmp_path / "predecessor"
-    flags = "--do_train --do_eval --evaluate_during_training --num_train_epochs 20 --logging_steps 40 --save_steps 0"
+    flags = "--do_train --do_eval --evaluate_during_training --num_train_epochs 40 --logging_steps 40 --save_steps 0"
     done = run_as_command(*arguments("CoLA", folder, data, output, *flags.split(), "--per_gpu_train_batch_size", 16))
     assert done.returncode == 0, done.stderr
     lines = json_lines(done.stdout)
