@@ -184,6 +184,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def head(self, n_rows: int) -> "Features":
+        """The first rows alone."""
+        lengths, tokens = self.lengths[:n_rows], slice(int(self.lengths[:n_rows].sum()))
+        types = None if self.token_type_ids is None else self.token_type_ids[tokens]
+        return Features(self.input_ids[tokens], lengths, types, None if self.labels is None else self.labels[:n_rows])
+
     def batch(self, rows: Sequence[int], pad_token_id: int) -> dict:
         """Tensors of these rows, padded to the longest of them.
 

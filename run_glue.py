@@ -167,140 +167,30 @@ def warn_about(args: argparse.Namespace) -> None:
             logger.warning("--scheduler_linear_k is ignored: the rate is constant without --scheduler_type linear")
 
 
-def fail(message: object):
-    """End the program with one line on standard error and exit status 1."""
-    raise SystemExit("run_glue.py: error: " + " ".join(str(message).split()))
-
-
 if __name__ == "__main__":
     # Parsed before the heavy imports, so that --help and a mistyped flag answer at once.
     ARGS = parse_args()
 
 # ruff: noqa: E402
-import numpy as np
 import torch
 import transformers
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup
 
 from bert_of_theseus import TheseusLayers, compress, export_successor, find_layers, successor_size
+from bert_of_theseus.classifier import BAR, Loaded, UserError, load_model, predict, takes_token_types
 from bert_of_theseus.files import whole_file, whole_folder
+from bert_of_theseus.model_card import model_card
+from bert_of_theseus.training import optimizer_groups, train_batches, train_step
 from glue_processors import Features, Task, cached_features, chance_score, compute_metrics, read_examples
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
-# ---------------------------------------------------------------------------------------- load
 
-
-def load_config(path: str, args: argparse.Namespace):
-    """The model's config; fails where `path` is no model, and never asks the Hub for what must be a folder."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not os.path.isdir(path):
-        fail(f"{path}: no such folder; --model_name_or_path is a folder or a name on the Hub")
-    if os.path.isdir(path) and not args.config_name and not os.path.isfile(os.path.join(path, "config.json")):
-        fail(f"{path} is no model: it holds no config.json")
-    name = args.config_name or path
-    try:
-        return AutoConfig.from_pretrained(name, cache_dir=args.cache_dir or None, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged or missing file makes the loaders raise
-        fail(f"{name}: no config could be loaded: {error}")
-
-
-def load_tokenizer(path: str, args: argparse.Namespace):
-    """The model's fast tokenizer, lower-casing if the flag says so."""
-    name = args.tokenizer_name or path
-    load = functools.partial(
-        AutoTokenizer.from_pretrained, name, cache_dir=args.cache_dir or None, trust_remote_code=False
-    )
-    try:
-        tokenizer = load()
-        if args.do_lower_case and tokenizer.is_fast:
-            if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
-                tokenizer = load(do_lower_case=True)
-            else:
-                logger.warning("--do_lower_case is ignored: %s is not a WordPiece tokenizer", type(tokenizer).__name__)
-    except Exception as error:  # as above
-        fail(f"{name}: no tokenizer could be loaded: {error}")
-    if not tokenizer.is_fast:
-        fail(f"{name}: {type(tokenizer).__name__} has no fast version, which is needed here")
-    return tokenizer
-
-
-class Loaded(NamedTuple):
-    model: torch.nn.Module
-    tokenizer: object
-    label_order: list[int]  # the model's output for each of the table's labels
-
-
-def load_model(path: str, args: argparse.Namespace, task: Task, new_head: bool) -> Loaded:
-    """The model in float32, with the task's label names in its config, and its tokenizer.
-
-    Args:
-        new_head: make the task head anew where the model has none, or one for another number of labels.
-    """
-    config = load_config(path, args)
-    if not new_head and config.num_labels != task.num_labels:
-        fail(
-            f"{path}: its task head has {config.num_labels} outputs, {task.name} needs {task.num_labels}: "
-            "fine-tune it first (--do_train without --replacing_rate)"
-        )
-    kept_head = config.num_labels == task.num_labels
-    names = [str(config.id2label.get(i)) for i in range(config.num_labels)]
-    config.num_labels = task.num_labels
-    config.problem_type = "single_label_classification" if task.labels else "regression"
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            cache_dir=args.cache_dir or None,
-            ignore_mismatched_sizes=new_head,
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # as above
-        fail(f"{path}: no model could be loaded: {error}")
-    if any("scc_layer" in key for key in report["unexpected_keys"]):
-        fail(f"{path} is a checkpoint of the 2020 release; scripts/convert_to_hf_ckpt.py makes a model of it")
-    made_anew = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
-    if made_anew and not new_head:
-        fail(
-            f"{path} has no task head ({', '.join(made_anew)} missing): "
-            "fine-tune it first (--do_train without --replacing_rate)"
-        )
-    if made_anew:
-        logger.info("Made anew: %s", ", ".join(made_anew))
-
-    order = list(range(task.num_labels))
-    if task.labels:
-        if kept_head and not made_anew:
-            order = label_order(task, names)
-        for label, output in zip(task.labels, order, strict=True):
-            config.id2label[output] = label
-        config.label2id = {label: output for output, label in config.id2label.items()}
-    model.config.id2label, model.config.label2id = config.id2label, config.label2id
-
-    tokenizer = load_tokenizer(path, args)
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or args.max_seq_length)
-    if args.max_seq_length > longest:
-        fail(f"--max_seq_length {args.max_seq_length}: {path} takes {longest} tokens at most")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        fail(f"{args.tokenizer_name or path}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds")
-    return Loaded(model.float(), tokenizer, order)
-
-
-def label_order(task: Task, names: list[str]) -> list[int]:
-    """The output of each of the table's labels, for a head whose outputs have these names."""
-    lowered = [name.lower() for name in names]
-    if sorted(lowered) == sorted(task.labels):
-        return [lowered.index(label) for label in task.labels]
-    if not all(name.startswith("label_") for name in lowered):
-        logger.warning("The model calls its labels %s; they are taken as %s", ", ".join(names), ", ".join(task.labels))
-    return list(range(task.num_labels))
-
-
-def takes_token_types(model: torch.nn.Module) -> bool:
-    """Whether the model tells a pair's two sentences apart by `token_type_ids`."""
-    return (getattr(model.config, "type_vocab_size", None) or 0) > 1
+def model_options(args: argparse.Namespace) -> dict:
+    """The flags that say how a model is loaded, for `load_model`."""
+    names = ("max_seq_length", "do_lower_case", "config_name", "tokenizer_name", "cache_dir")
+    return {name: getattr(args, name) for name in names}
 
 
 # ------------------------------------------------------------------------------------ evaluate
@@ -318,28 +208,12 @@ def read_dev_sets(args: argparse.Namespace, task: Task) -> dict:
     return {name: read_examples(TASKS[name], args.data_dir, "dev") for name in names}
 
 
-def predict(model: torch.nn.Module, features: Features, batch_size: int, pad_token_id: int) -> torch.Tensor:
-    """Logits (rows, outputs) in file order, float32 on the CPU; in evaluation mode, in which the model is left."""
-    model.eval()
-    device = next(model.parameters()).device
-    by_length = np.argsort(-features.lengths, kind="stable")  # batches of like lengths need little padding
-    logits = []
-    with torch.no_grad():
-        for start in tqdm(range(0, len(features), batch_size), desc="Evaluating", leave=False, **BAR):
-            batch = features.batch(by_length[start : start + batch_size], pad_token_id)
-            batch.pop("labels", None)
-            logits.append(model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu())
-    ordered = torch.cat(logits)
-    ordered[torch.from_numpy(by_length)] = ordered.clone()
-    return ordered
-
-
-def evaluate(args: argparse.Namespace, task: Task, loaded: Loaded, dev_features: dict[str, Features]) -> Score:
+def evaluate(task: Task, loaded: Loaded, dev_features: dict[str, Features], batch_size: int) -> Score:
     """Score the model on the task's dev sets; with several of them the metrics' names tell which."""
     metrics, seconds = {}, 0.0
     for name, features in dev_features.items():
         start = time.perf_counter()
-        logits = predict(loaded.model, features, args.per_gpu_eval_batch_size, loaded.tokenizer.pad_token_id or 0)
+        logits = predict(loaded.model, features, batch_size, loaded.tokenizer.pad_token_id or 0)
         seconds += time.perf_counter() - start
         predictions = logits[:, loaded.label_order].argmax(1) if task.labels else logits[:, 0]
         result = compute_metrics(TASKS[name], predictions.numpy(), features.labels)
@@ -361,98 +235,18 @@ def write_results(folder: str | Path, results: dict[str, float]) -> None:
 # --------------------------------------------------------------------------------------- train
 
 
-def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters, in AdamW's groups: no weight decay on biases and LayerNorm weights."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decayed = {name for name, p in trained.items() if p.dim() > 1}
-    return [
-        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
-    ]
-
-
-def train_step(
-    model: torch.nn.Module,
-    layers: TheseusLayers | None,
-    micro_batches: list[dict],
-    optimizer: torch.optim.Optimizer,
-    schedulers: list,
-    max_grad_norm: float,
-    scaler: torch.amp.GradScaler,
-    autocast_dtype: torch.dtype | None = None,
-) -> torch.Tensor | None:
-    """One optimiser step on micro-batches of tensors on the model's device, the model in training mode.
-
-    Where no module is drawn in any micro-batch nothing can be learned: the passes are left out, and
-    the optimiser runs on zeroed gradients.
-
-    Returns:
-        The mean loss, or None where the passes were left out.
-    """
-    draws = [layers.draw_replacements() for _ in micro_batches] if layers else [[True]] * len(micro_batches)
-    total = None
-    if any(map(any, draws)):
-        total = 0.0
-        for batch, draw in zip(micro_batches, draws, strict=True):
-            if layers:
-                layers.fix_draw(draw)
-            # Without a drawn module the loss depends on nothing that is trained: it is computed for the log.
-            with (
-                torch.set_grad_enabled(any(draw)),
-                torch.autocast(batch["input_ids"].device.type, autocast_dtype, enabled=autocast_dtype is not None),
-            ):
-                loss = model(**batch).loss / len(micro_batches)
-            if any(draw):
-                scaler.scale(loss).backward()
-            total += loss.detach()
-        if layers:
-            layers.fix_draw(None)
-
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(p.grad is not None for p in trained):
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-    else:  # before the first draw; the scaler refuses a step without gradients
-        optimizer.step()
-    for scheduler in schedulers:
-        scheduler.step()
-    # Zeroed, not set to None: as in the 2020 release, a layer that is not drawn still takes an Adam
-    # step, on its momentum, once it has been drawn for the first time.
-    optimizer.zero_grad(set_to_none=False)
-    return total
-
-
-def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int):
-    """For each optimiser step, for ever: (epoch, list of micro-batches of row numbers).
-
-    The order of an epoch follows from the seed and the epoch alone. The last micro-batch may be
-    smaller; micro-batches left over at an epoch's end, too few for a step, are dropped.
-    """
-    epoch = 0
-    while True:
-        generator = torch.Generator().manual_seed(seed + epoch)
-        rows = torch.randperm(n_rows, generator=generator).split(batch_size)
-        for start in range(0, len(rows) - accumulation + 1, accumulation):
-            yield epoch, rows[start : start + accumulation]
-        epoch += 1
-
-
 def count_steps(args: argparse.Namespace, n_rows: int) -> tuple[int, int]:
     """(optimiser steps an epoch, optimiser steps in all)."""
     an_epoch = -(-n_rows // args.per_gpu_train_batch_size) // args.gradient_accumulation_steps
     if an_epoch == 0:
-        fail(
+        raise UserError(
             f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: {n_rows} rows make fewer batches of "
             f"{args.per_gpu_train_batch_size} than one step takes"
         )
     return an_epoch, args.max_steps if args.max_steps > 0 else max(1, int(an_epoch * args.num_train_epochs))
 
 
-def train(
-    args, task, loaded, layers, features, dev_features, n_steps, writer
-) -> tuple[Score | None, int, Score | None]:
+def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> tuple[Score | None, int, Score | None]:
     """Train the model in place for `n_steps`, writing logs and checkpoints.
 
     Returns:
@@ -477,7 +271,8 @@ def train(
             batch["labels"] = to_output[batch["labels"]]
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
-    score, best_step, best = None, 0, None
+    last, best_step, best = None, 0, None
+    output_dir = Path(args.output_dir)
     losses = []  # of the steps since the last log line that had one
     batches = train_batches(len(features), args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.seed)
     bar = tqdm(total=n_steps, desc="Training", **BAR)
@@ -506,60 +301,94 @@ def train(
             bar.set_description(f"Epoch {epoch + 1}", refresh=False)
             bar.set_postfix(shown, refresh=False)
 
+        evaluated = None
         if step == n_steps or (args.logging_steps and step % args.logging_steps == 0):
-            log(writer, step, ({"loss": torch.stack(losses).mean().item()} if losses else {}) | in_force)
+            log.write(step, ({"loss": torch.stack(losses).mean().item()} if losses else {}) | in_force)
             losses = []
             if args.evaluate_during_training:
-                score = evaluate(args, task, loaded, dev_features)
-                log_score(writer, step, score)
-                if best is None or score.main > best.main:
-                    best_step, best = step, score
-                    save(loaded, Path(args.output_dir) / "checkpoint-best", score.metrics | {"step": step})
+                evaluated = last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
+                log.write_score(step, evaluated)
+                if best is None or evaluated.main > best.main:
+                    best_step, best = step, evaluated
+                    save(args, task, loaded, output_dir / "checkpoint-best", step, evaluated)
+                    write_results(output_dir / "checkpoint-best", evaluated.metrics | {"step": step})
         if args.save_steps and step % args.save_steps == 0:
-            save(loaded, Path(args.output_dir) / f"checkpoint-{step}")
+            save(args, task, loaded, output_dir / f"checkpoint-{step}", step, evaluated)
     bar.close()
-    return score, best_step, best
+    return last, best_step, best
 
 
-def log(writer: SummaryWriter, step: int, values: dict[str, float]) -> None:
-    """The same values as TensorBoard scalars and as a line of JSON on standard output."""
-    for name, value in values.items():
-        writer.add_scalar(name, value, step)
-    tqdm.write(json.dumps({"step": step} | values))
-    sys.stdout.flush()
+class Log:
+    """The same values as TensorBoard scalars, as lines of JSON on standard output, and in `log.jsonl`."""
+
+    def __init__(self, output_dir: Path):
+        self.board = SummaryWriter(str(output_dir / "runs"))
+        self.file = open(output_dir / "log.jsonl", "w")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        line = json.dumps({"step": step} | values)
+        tqdm.write(line)
+        sys.stdout.flush()
+        print(line, file=self.file, flush=True)
+
+    def write_score(self, step: int, score: Score) -> None:
+        self.write(step, {f"eval_{key}": value for key, value in score.metrics.items()})
+
+    def close(self) -> None:
+        self.board.close()
+        self.file.close()
 
 
-def log_score(writer: SummaryWriter, step: int, score: Score) -> None:
-    log(writer, step, {f"eval_{key}": value for key, value in score.metrics.items()})
-
-
-def save(loaded: Loaded, folder: Path, results: dict[str, float] | None = None) -> None:
-    """An ordinary checkpoint of the model, or of its successor: weights, config, tokenizer; and results, if any."""
-    compressed = any(isinstance(module, TheseusLayers) for module in loaded.model.modules())
-    model = export_successor(loaded.model) if compressed else loaded.model
+def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | None = None) -> None:
+    """An ordinary checkpoint: weights, config and tokenizer; of a successor also its card."""
+    model = loaded.model
+    compressed = any(isinstance(module, TheseusLayers) for module in model.modules())
+    if compressed:
+        n_layer = model.config.num_hidden_layers
+        model = export_successor(model)
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        if results:
-            write_results(temporary, results)
+        if compressed:
+            source = args.model_name_or_path
+            predecessor = Path(source).resolve().name if os.path.isdir(source) else source
+            card = model_card(
+                name=f"{Path(args.output_dir).resolve().name}, a successor by BERT-of-Theseus",
+                model_class=type(model).__name__,
+                task=f"GLUE {task.folder}",
+                predecessor=f"{predecessor} ({n_layer} layers)",
+                n_layer=model.config.num_hidden_layers,
+                schedule=describe_schedule(args),
+                step=step,
+                metrics=score.metrics if score else {},
+            )
+            (temporary / "README.md").write_text(card)
+
+
+def describe_schedule(args: argparse.Namespace) -> str:
+    """The replacing rate's schedule in words."""
+    if args.scheduler_type == "linear":
+        return f"replacing rate {args.replacing_rate:g}, rising linearly by {args.scheduler_linear_k:g} a step"
+    return f"replacing rate {args.replacing_rate:g} for {max(args.steps_for_replacing, 1):,} steps, then 1"
 
 
 # ---------------------------------------------------------------------------------------- main
-
-# Bars that are not watched, in a log file, say, are redrawn every half minute.
-BAR = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
 
 
 def check_output_dir(args: argparse.Namespace) -> None:
     """Fail where training would mix with, or destroy, what is there."""
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        fail(f"--output_dir {output_dir} is a file")
+        raise UserError(f"--output_dir {output_dir} is a file")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
-        fail(f"--output_dir {output_dir} is not empty; name another, or give --overwrite_output_dir to replace its run")
+        raise UserError(
+            f"--output_dir {output_dir} is not empty; name another, or give --overwrite_output_dir to replace its run"
+        )
     source = Path(args.model_name_or_path).resolve()
     if source.is_dir() and output_dir.resolve() in (source, *source.parents):
-        fail(
+        raise UserError(
             f"--model_name_or_path {args.model_name_or_path} lies in --output_dir {output_dir} and would be overwritten"
         )
 
@@ -569,17 +398,19 @@ def clear_output_dir(output_dir: Path) -> None:
     for pattern in ("checkpoint-*", "runs"):
         for folder in output_dir.glob(pattern):
             shutil.rmtree(folder)
-    for pattern in ("config.json", "model*.safetensors*", "eval_results.txt"):
+    for pattern in ("config.json", "model*.safetensors*", "eval_results.txt", "run.json", "log.jsonl"):
         for file in output_dir.glob(pattern):
             file.unlink()
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        fail(f"started as one of {os.environ['WORLD_SIZE']} processes, but runs as one: start it with python")
+        raise UserError(
+            f"started as one of {os.environ['WORLD_SIZE']} processes, but runs as one: start it with python"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
     if args.fp16 and device.type == "cpu":
-        fail("--fp16 needs a GPU; on a CPU, leave it out or try --bf16")
+        raise UserError("--fp16 needs a GPU; on a CPU, leave it out or try --bf16")
     return device
 
 
@@ -641,7 +472,9 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
     spare = ", room for one more while the best is replaced" * args.evaluate_during_training
     say("Disk", f"{n_checkpoints:,} checkpoints of {size(parameters * 4)}{spare}: {size(needed)} of {size(free)} free")
     if needed > free:
-        fail(f"{args.output_dir}: {size(needed)} of checkpoints do not fit in {size(free)}; raise --save_steps")
+        raise UserError(
+            f"{args.output_dir}: {size(needed)} of checkpoints do not fit in {size(free)}; raise --save_steps"
+        )
 
 
 def compare(rows: list[tuple[str, Score, int]], main: str) -> str:
@@ -665,9 +498,9 @@ def checkpoint_results(args: argparse.Namespace, task: Task, device, dev_feature
     results = {}
     found = (folder for folder in Path(args.output_dir).glob("checkpoint-*") if folder.name[11:].isdigit())
     for folder in sorted(found, key=lambda folder: int(folder.name[11:])):
-        loaded = load_model(str(folder), args, task, new_head=False)
+        loaded = load_model(str(folder), task.labels, **model_options(args))
         loaded.model.to(device)
-        score = evaluate(args, task, loaded, dev_features)
+        score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
         logger.info("%s: %s %.4f", folder.name, main_key(task), score.main)
         results |= {f"{key}_{folder.name[11:]}": value for key, value in score.metrics.items()}
     return results
@@ -693,12 +526,12 @@ def run_evaluation(args: argparse.Namespace, task: Task) -> None:
     has_model = os.path.isfile(os.path.join(args.output_dir, "config.json"))
     path = args.output_dir if has_model else args.model_name_or_path
     logger.info("Evaluating %s", path)
-    loaded = load_model(path, args, task, new_head=False)
+    loaded = load_model(path, task.labels, **model_options(args))
     loaded.model.to(device)
 
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
-    score = evaluate(args, task, loaded, dev_features)
+    score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, task, device, dev_features)
@@ -716,14 +549,14 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
     device = choose_device(args)
     compressing = args.replacing_rate is not None
     transformers.set_seed(args.seed)
-    loaded = load_model(args.model_name_or_path, args, task, new_head=not compressing)
+    loaded = load_model(args.model_name_or_path, task.labels, not compressing, **model_options(args))
     model = loaded.model.to(device)
     scc_n_layer = None
     if compressing:
         try:
             scc_n_layer = successor_size(len(model.get_submodule(find_layers(model))), args.scc_n_layer)
         except ValueError as error:
-            fail(f"{args.model_name_or_path}: {error}")
+            raise UserError(f"{args.model_name_or_path}: {error}") from error
     announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch)
 
     output_dir = Path(args.output_dir)
@@ -732,48 +565,69 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
     features = featurize(args, task.name, "train", examples, loaded)
     dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
 
+    results = {"steps": n_steps, "parameters": count_parameters(model)}
     rows, layers = [], None
-    parameters = count_parameters(model)
     if compressing:
         if dev_features:
-            warm_up = next(iter(dev_features.values())).batch([0], loaded.tokenizer.pad_token_id or 0)
-            warm_up.pop("labels")
-            model.eval()(**{name: tensor.to(device) for name, tensor in warm_up.items()})  # or its seconds would count
-            score = evaluate(args, task, loaded, dev_features)
-            rows.append(("predecessor", score, parameters))
-            first = next(iter(dev_features))
-            chance = chance_score(TASKS[first], dev_features[first].labels)
-            logger.info("%-12s %s %.4f", "Predecessor", main_key(task), score.main)
-            if score.main <= chance:
-                logger.warning(
-                    "The predecessor is no better than chance (%s %.4f against %.4f): is it fine-tuned for %s?",
-                    main_key(task),
-                    score.main,
-                    chance,
-                    task.name,
-                )
+            score = score_predecessor(args, task, loaded, dev_features)
+            rows.append(("predecessor", score, results["parameters"]))
+            results["predecessor"] = score._asdict() | {"parameters": results["parameters"]}
         layers = compress(model, scc_n_layer, args.seed)
-        parameters -= count_parameters(layers.predecessor)
-        parameters += count_parameters(layers.successor)
+        results["parameters"] = count_parameters(model) - count_parameters(layers.predecessor)
 
-    writer = SummaryWriter(str(output_dir / "runs"))
-    last, best_step, best = train(args, task, loaded, layers, features, dev_features, n_steps, writer)
-    save(loaded, output_dir)
+    log = Log(output_dir)
+    start = time.perf_counter()
+    last, best_step, best = train(args, task, loaded, layers, features, dev_features, n_steps, log)
+    results["training_seconds"] = time.perf_counter() - start
+    if args.do_eval and last is None:
+        save(args, task, loaded, output_dir, n_steps)  # before the evaluation, lest it take the model down with it
+        last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
+        log.write_score(n_steps, last)
+    save(args, task, loaded, output_dir, n_steps, last)
+    log.close()
+    for name, step, score in (("last", n_steps, last), ("best", best_step, best)):
+        if score:
+            results[name] = {"step": step} | score._asdict()
+            rows.append((f"successor, {name} step ({step})", score, results["parameters"]))
     if args.do_eval:
-        if last is None:
-            last = evaluate(args, task, loaded, dev_features)
-            log_score(writer, n_steps, last)
-        results = dict(last.metrics)
-        if args.eval_all_checkpoints:
-            results |= checkpoint_results(args, task, device, dev_features)
-        write_results(output_dir, results)
-    writer.close()
+        checkpoints = checkpoint_results(args, task, device, dev_features) if args.eval_all_checkpoints else {}
+        write_results(output_dir, last.metrics | checkpoints)
+    with whole_file(output_dir / "run.json") as temporary:
+        temporary.write_text(json.dumps(describe_run(args, task, device) | results, indent=2) + "\n")
     logger.info("The %s is in %s", "successor" if compressing else "model", output_dir)
-    if rows:
-        rows.append((f"successor, last step ({n_steps})", last, parameters))
-        if best:
-            rows.append((f"successor, best step ({best_step})", best, parameters))
+    if "predecessor" in results:
         print(compare(rows, main_key(task)))
+
+
+def score_predecessor(args, task: Task, loaded: Loaded, dev_features: dict[str, Features]) -> Score:
+    """The predecessor's score, with a warning where it is none to speak of."""
+    name, features = next(iter(dev_features.items()))
+    pad_token_id = loaded.tokenizer.pad_token_id or 0
+    # A first batch warms the device up; or the predecessor's seconds would hold it and flatter the successor.
+    predict(loaded.model, features.head(args.per_gpu_eval_batch_size), args.per_gpu_eval_batch_size, pad_token_id)
+    score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
+    logger.info("%-12s %s %.4f", "Predecessor", main_key(task), score.main)
+    chance = chance_score(TASKS[name], features.labels)
+    if score.main <= chance:
+        logger.warning(
+            "The predecessor is no better than chance (%s %.4f against %.4f): is it fine-tuned for %s?",
+            main_key(task),
+            score.main,
+            chance,
+            task.name,
+        )
+    return score
+
+
+def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> dict:
+    """What made the results, for `run.json`."""
+    return {
+        "task": task.name,
+        "main_metric": main_key(task),
+        "arguments": vars(args),
+        "device": str(device),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
 
 
 def main(args: argparse.Namespace) -> None:
@@ -786,8 +640,8 @@ def main(args: argparse.Namespace) -> None:
     task = TASKS[args.task_name]
     try:
         run_training(args, task) if args.do_train else run_evaluation(args, task)
-    except (GlueDataError, OSError) as error:
-        fail(error)
+    except (UserError, GlueDataError, OSError) as error:
+        raise SystemExit("run_glue.py: error: " + " ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":

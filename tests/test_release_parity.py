@@ -9,8 +9,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
 
 from bert_of_theseus import compress
+from bert_of_theseus.training import optimizer_groups, train_step
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
-from run_glue import optimizer_groups, train_step
 
 DATA = Path(__file__).parent / "data"
 

@@ -15,6 +15,8 @@ from tensorboardX.proto.event_pb2 import Event
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, pipeline
 
 import run_glue
+from bert_of_theseus import compress
+from bert_of_theseus.training import optimizer_groups, train_batches, train_step
 from glue_processors import TASKS, compute_metrics, read_examples
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +142,19 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
     parameters = AutoModelForSequenceClassification.from_pretrained(output).num_parameters()
     assert f" {parameters:,} " in table[2]
 
+    # The run's own record has them too, and the successor carries a card.
+    assert [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()] == lines
+    run = json.loads((output / "run.json").read_text())
+    assert run["arguments"]["replacing_rate"] == 0.3 and run["parameters"] == parameters and run["steps"] == 12
+    assert run["predecessor"]["metrics"] == pytest.approx(predecessor)
+    assert run["last"]["metrics"] == pytest.approx(results) and run["last"]["step"] == 12
+    assert run["best"]["metrics"] == pytest.approx(best) and run["best"]["step"] == best_step
+    card = (output / "README.md").read_text()
+    for fact in ("GLUE MRPC", f"{bert_folder.name} (4 layers)", "rising linearly by 0.1", "12 optimiser steps"):
+        assert fact in card
+    assert f"acc_and_f1 {results['acc_and_f1']:.4f}" in card
+    assert f"acc_and_f1 {best['acc_and_f1']:.4f}" in (output / "checkpoint-best" / "README.md").read_text()
+
     # TensorBoard has the same numbers.
     shown = scalars(output)
     assert shown.keys() == {"loss", "learning_rate", "replacing_rate", "eval_acc", "eval_f1", "eval_acc_and_f1"}
@@ -256,7 +271,7 @@ def test_max_steps_runs_exactly_so_many_and_an_epochs_leftover_micro_batches_are
 
 def test_every_epoch_has_another_order_that_follows_from_the_seed():
     def epochs(seed):
-        batches = run_glue.train_batches(10, 4, 1, seed)
+        batches = train_batches(10, 4, 1, seed)
         return [torch.cat([next(batches)[1][0] for _ in range(3)]).tolist() for _ in range(2)]
 
     first, second = epochs(1)
@@ -284,17 +299,15 @@ def test_only_the_successors_layers_move(bert_folder, mrpc, tmp_path):
 
 def test_an_undrawn_layer_moves_on_its_momentum_once_it_was_drawn_and_not_before(bert_folder):
     model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
-    layers = run_glue.compress(model.train())
+    layers = compress(model.train())
     draws = iter([[False, False], [True, False], [False, True], [False, False]])
     layers.draw_replacements = lambda: next(draws)
-    optimizer = torch.optim.AdamW(run_glue.optimizer_groups(model, 0.0), 1e-3)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.0), 1e-3)
     batch = {"input_ids": torch.full((2, 5), 6), "labels": torch.tensor([0, 1])}
 
     def moved() -> tuple[bool, bool, bool]:
         before = [p.detach().clone() for p in layers.successor.parameters()]
-        loss = run_glue.train_step(
-            model, layers, [batch], optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False)
-        )
+        loss = train_step(model, layers, [batch], optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False))
         changed = [not torch.equal(p, q) for p, q in zip(layers.successor.parameters(), before, strict=True)]
         half = len(changed) // 2
         return loss is not None, any(changed[:half]), any(changed[half:])
@@ -312,16 +325,16 @@ def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(bert_folder,
         model = AutoModelForSequenceClassification.from_pretrained(
             bert_folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
         ).train()
-        layers = run_glue.compress(model) if compressing else None
+        layers = compress(model) if compressing else None
         if compressing:
             layers.draw_replacements = lambda: [True, False]
-        optimizer = torch.optim.SGD(run_glue.optimizer_groups(model, 0.0), 0.1)
+        optimizer = torch.optim.SGD(optimizer_groups(model, 0.0), 0.1)
         ids, labels = torch.arange(5, 21).reshape(8, 2), torch.tensor([0, 1] * 4)
         parts = [
             {"input_ids": i, "labels": label}
             for i, label in zip(ids.chunk(n_parts), labels.chunk(n_parts), strict=True)
         ]
-        run_glue.train_step(model, layers, parts, optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False))
+        train_step(model, layers, parts, optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False))
         weights.append([p.detach() for p in model.parameters()])
     for whole, accumulated in zip(*weights, strict=True):
         torch.testing.assert_close(whole, accumulated, atol=1e-6, rtol=0)
@@ -475,7 +488,7 @@ def test_a_model_to_compress_needs_a_head_for_the_task(capsys, mrpc, tmp_path):
     BertModel(BertConfig.from_pretrained(headless)).save_pretrained(headless)
     assert_refused(capsys, tmp_path, arguments("mrpc", headless, mrpc, tmp_path / "o", *COMPRESS), "has no task head")
     three = save_bert(tmp_path / "three", num_labels=3)
-    reason = "its task head has 3 outputs, mrpc needs 2"
+    reason = "its task head has 3 outputs, the task needs 2"
     assert_refused(capsys, tmp_path, arguments("mrpc", three, mrpc, tmp_path / "o", *COMPRESS), reason)
     run_here(*arguments("mrpc", three, mrpc, tmp_path / "o", *TRAIN))  # fine-tuning makes the head anew
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "o").config.num_labels == 2
