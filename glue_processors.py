@@ -38,6 +38,8 @@ class Task:
     header: bool = True  # of train and dev; a test file always has one
     skip_short_rows: bool = False  # in train and dev
     dev_tasks: tuple[str, ...] = ()  # the tasks whose dev sets evaluate this one, where not just its own
+    rows: tuple[int, int, int] = (0, 0, 0)  # of train, dev and test, without headers and short rows
+    submission: str = ""  # the leaderboard's name for the file of predictions, where not the folder's
 
     @property
     def num_labels(self) -> int:
@@ -48,27 +50,39 @@ class Task:
     def main_metric(self) -> str:
         return self.metrics[-1]
 
+    @property
+    def submission_file(self) -> str:
+        """What the leaderboard calls the file of test predictions."""
+        return f"{self.submission or self.folder}.tsv"
 
+
+_BINARY = ("0", "1")
 _MNLI = ("contradiction", "entailment", "neutral")
 _ENTAILMENT = ("entailment", "not_entailment")
 _ACC_AND_F1 = ("acc", "f1", "acc_and_f1")
-_MATCHED = {"dev": "dev_matched.tsv", "test": "test_matched.tsv"}
-_MISMATCHED = {"dev": "dev_mismatched.tsv", "test": "test_mismatched.tsv"}
+_CORRELATIONS = ("pearson", "spearmanr", "corr")
+_TEST_ONLY = {"train": None, "dev": None, "test": "diagnostic.tsv"}
+
+
+def _mnli(name: str, genres: str, submission: str, **more) -> Task:
+    files = {"dev": f"dev_{genres}.tsv", "test": f"test_{genres}.tsv"}
+    return Task(name, "MNLI", _MNLI, ("acc",), (8, 9), -1, (8, 9), submission=submission, **files, **more)
+
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("cola", "CoLA", ("0", "1"), ("mcc",), (3,), 1, (1,), header=False),
-        Task("sst-2", "SST-2", ("0", "1"), ("acc",), (0,), 1, (1,)),
-        Task("mrpc", "MRPC", ("0", "1"), _ACC_AND_F1, (3, 4), 0, (3, 4)),
-        Task("sts-b", "STS-B", None, ("pearson", "spearmanr", "corr"), (7, 8), -1, (7, 8)),
-        Task("qqp", "QQP", ("0", "1"), _ACC_AND_F1, (3, 4), 5, (1, 2), skip_short_rows=True),
-        Task("mnli", "MNLI", _MNLI, ("acc",), (8, 9), -1, (8, 9), **_MATCHED, dev_tasks=("mnli", "mnli-mm")),
-        Task("mnli-mm", "MNLI", _MNLI, ("acc",), (8, 9), -1, (8, 9), **_MISMATCHED),
-        Task("qnli", "QNLI", _ENTAILMENT, ("acc",)),
-        Task("rte", "RTE", _ENTAILMENT, ("acc",)),
-        Task("wnli", "WNLI", ("0", "1"), ("acc",)),
-        Task("ax", "diagnostic", _MNLI, (), train=None, dev=None, test="diagnostic.tsv"),
+        Task("cola", "CoLA", _BINARY, ("mcc",), (3,), 1, (1,), header=False, rows=(8551, 1043, 1063)),
+        Task("sst-2", "SST-2", _BINARY, ("acc",), (0,), 1, (1,), rows=(67349, 872, 1821)),
+        Task("mrpc", "MRPC", _BINARY, _ACC_AND_F1, (3, 4), 0, (3, 4), rows=(3668, 408, 1725)),
+        Task("sts-b", "STS-B", None, _CORRELATIONS, (7, 8), -1, (7, 8), rows=(5749, 1500, 1379)),
+        Task("qqp", "QQP", _BINARY, _ACC_AND_F1, (3, 4), 5, (1, 2), skip_short_rows=True, rows=(363846, 40430, 390965)),
+        _mnli("mnli", "matched", "MNLI-m", rows=(392702, 9815, 9796), dev_tasks=("mnli", "mnli-mm")),
+        _mnli("mnli-mm", "mismatched", "MNLI-mm", rows=(392702, 9832, 9847)),
+        Task("qnli", "QNLI", _ENTAILMENT, ("acc",), rows=(104743, 5463, 5463)),
+        Task("rte", "RTE", _ENTAILMENT, ("acc",), rows=(2490, 277, 3000)),
+        Task("wnli", "WNLI", _BINARY, ("acc",), rows=(635, 71, 146)),
+        Task("ax", "diagnostic", _MNLI, (), **_TEST_ONLY, rows=(0, 0, 1104), submission="AX"),
     )
 }
 _SPELLINGS = {"sst2": "sst-2", "stsb": "sts-b"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glue_processors import TASKS, GlueDataError, find_task
+from scripts.command_line import OneLineParser, above, at_least
 
 logger = logging.getLogger("run_glue")
 
@@ -23,32 +24,9 @@ logger = logging.getLogger("run_glue")
 # ------------------------------------------------------------------------------------------ arguments
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
-
-
-def _number(kind: type, at_least: float, above: bool = False):
-    """An argparse type: a finite number that is at least (or above) a bound."""
-
-    def parse(text: str):
-        value = kind(text)
-        if not (value > at_least if above else value >= at_least) or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {'above' if above else 'at least'} {at_least}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as it can be without looking at files."""
-    parser = OneLineParser(
-        prog="run_glue.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    at_least_0, at_least_1 = _number(int, 0), _number(int, 1)
+    parser = OneLineParser(prog="run_glue.py", description=__doc__)
 
     group = parser.add_argument_group("what to run")
     add = group.add_argument
@@ -70,39 +48,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--scheduler_type", choices=["none", "linear"], default="none", help="how the rate moves (default: %(default)s)"
     )
     add(
-        "--scheduler_linear_k", type=_number(float, 0), default=0, help="what the linear rate gains each optimiser step"
+        "--scheduler_linear_k",
+        type=at_least(0, float),
+        default=0,
+        help="what the linear rate gains each optimiser step",
     )
-    add("--steps_for_replacing", type=at_least_0, default=0, help="steps at the constant rate before it becomes 1")
-    add("--scc_n_layer", type=at_least_1, help="layers of the successor (default: half of the predecessor's)")
+    add("--steps_for_replacing", type=at_least(0), default=0, help="steps at the constant rate before it becomes 1")
+    add("--scc_n_layer", type=at_least(1), help="layers of the successor (default: half of the predecessor's)")
 
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--num_train_epochs", type=_number(float, 0, above=True), default=20.0, help="default: %(default)s")
+    add("--num_train_epochs", type=above(0), default=20.0, help="default: %(default)s")
     add("--max_steps", type=int, default=-1, help="if above 0, train for exactly so many optimiser steps")
-    add("--learning_rate", type=_number(float, 0), default=5e-5, help="default: %(default)s")
-    add("--warmup_steps", type=at_least_0, default=0, help="steps of linear warm-up (default: %(default)s)")
+    add("--learning_rate", type=at_least(0, float), default=5e-5, help="default: %(default)s")
+    add("--warmup_steps", type=at_least(0), default=0, help="steps of linear warm-up (default: %(default)s)")
     add(
-        "--weight_decay", type=_number(float, 0), default=0.0, help="not on biases and LayerNorm (default: %(default)s)"
+        "--weight_decay",
+        type=at_least(0, float),
+        default=0.0,
+        help="not on biases and LayerNorm (default: %(default)s)",
     )
-    add("--adam_epsilon", type=_number(float, 0), default=1e-8, help="default: %(default)s")
+    add("--adam_epsilon", type=at_least(0, float), default=1e-8, help="default: %(default)s")
     add(
         "--max_grad_norm",
-        type=_number(float, 0, above=True),
+        type=above(0),
         default=1.0,
         help="gradient clipping (default: %(default)s)",
     )
-    add("--per_gpu_train_batch_size", type=at_least_1, default=8, help="per device (default: %(default)s)")
-    add("--per_gpu_eval_batch_size", type=at_least_1, default=8, help="per device (default: %(default)s)")
-    add("--gradient_accumulation_steps", type=at_least_1, default=1, help="micro-batches a step (default: %(default)s)")
-    add("--seed", type=at_least_0, default=42, help="default: %(default)s")
-    add("--logging_steps", type=at_least_0, default=50, help="optimiser steps; 0: never (default: %(default)s)")
-    add("--save_steps", type=at_least_0, default=50, help="optimiser steps; 0: never (default: %(default)s)")
+    add("--per_gpu_train_batch_size", type=at_least(1), default=8, help="per device (default: %(default)s)")
+    add("--per_gpu_eval_batch_size", type=at_least(1), default=8, help="per device (default: %(default)s)")
+    add(
+        "--gradient_accumulation_steps", type=at_least(1), default=1, help="micro-batches a step (default: %(default)s)"
+    )
+    add("--seed", type=at_least(0), default=42, help="default: %(default)s")
+    add("--logging_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
+    add("--save_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
 
     group = parser.add_argument_group("input")
     add = group.add_argument
-    add(
-        "--max_seq_length", type=_number(int, 4), default=128, help="tokens; longer input is cut (default: %(default)s)"
-    )
+    add("--max_seq_length", type=at_least(4), default=128, help="tokens; longer input is cut (default: %(default)s)")
     add("--do_lower_case", action="store_true", help="lower-case the text (default: as the tokenizer is set)")
     add("--config_name", default="", help="if not model_name_or_path")
     add("--tokenizer_name", default="", help="if not model_name_or_path")
