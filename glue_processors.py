@@ -38,6 +38,7 @@ class Task:
     header: bool = True  # of train and dev; a test file always has one
     skip_short_rows: bool = False  # in train and dev
     dev_tasks: tuple[str, ...] = ()  # the tasks whose dev sets evaluate this one, where not just its own
+    predicted_by: str = ""  # the task whose model predicts this one's test set, where not its own
     rows: tuple[int, int, int] = (0, 0, 0)  # of train, dev and test, without headers and short rows
     submission: str = ""  # the leaderboard's name for the file of predictions, where not the folder's
 
@@ -78,11 +79,11 @@ TASKS: dict[str, Task] = {
         Task("sts-b", "STS-B", None, _CORRELATIONS, (7, 8), -1, (7, 8), rows=(5749, 1500, 1379)),
         Task("qqp", "QQP", _BINARY, _ACC_AND_F1, (3, 4), 5, (1, 2), skip_short_rows=True, rows=(363846, 40430, 390965)),
         _mnli("mnli", "matched", "MNLI-m", rows=(392702, 9815, 9796), dev_tasks=("mnli", "mnli-mm")),
-        _mnli("mnli-mm", "mismatched", "MNLI-mm", rows=(392702, 9832, 9847)),
+        _mnli("mnli-mm", "mismatched", "MNLI-mm", predicted_by="mnli", rows=(392702, 9832, 9847)),
         Task("qnli", "QNLI", _ENTAILMENT, ("acc",), rows=(104743, 5463, 5463)),
         Task("rte", "RTE", _ENTAILMENT, ("acc",), rows=(2490, 277, 3000)),
         Task("wnli", "WNLI", _BINARY, ("acc",), rows=(635, 71, 146)),
-        Task("ax", "diagnostic", _MNLI, (), **_TEST_ONLY, rows=(0, 0, 1104), submission="AX"),
+        Task("ax", "diagnostic", _MNLI, (), **_TEST_ONLY, predicted_by="mnli", rows=(0, 0, 1104), submission="AX"),
     )
 }
 _SPELLINGS = {"sst2": "sst-2", "stsb": "sts-b"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glue_processors import TASKS, GlueDataError, find_task
-from scripts.command_line import OneLineParser, above, at_least
+from scripts.command_line import OneLineParser, above, aligned, at_least, log_plainly, one_line_errors
 
 logger = logging.getLogger("run_glue")
 
@@ -112,7 +112,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--task_name {args.task_name}: there is no such task; there are {', '.join(tasks)}")
     args.task_name = task.name
     if not task.metrics:
-        parser.error(f"--task_name {task.name}: this set has no labels to train or evaluate with; its model is mnli's")
+        parser.error(
+            f"--task_name {task.name} has no labels to train or evaluate with; {task.predicted_by}'s model predicts it"
+        )
     if not (args.do_train or args.do_eval):
         parser.error("nothing to do: give --do_train, --do_eval or both")
     if args.evaluate_during_training and not args.do_train:
@@ -464,17 +466,11 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
 def compare(rows: list[tuple[str, Score, int]], main: str) -> str:
     """A table of (who, score, parameters), each held against the first."""
     keys = list(rows[0][1].metrics)
-    head = ["", *keys, f"{main} kept", "parameters", "seconds for dev"]
-    table = [head]
+    table = [["", *keys, f"{main} kept", "parameters", "seconds for dev"]]
     for who, score, parameters in rows:
         kept = f"{100 * score.main / rows[0][1].main:.1f} %" if rows[0][1].main > 0 else "-"
         table.append([who, *(f"{score.metrics[k]:.4f}" for k in keys), kept, f"{parameters:,}", f"{score.seconds:.2f}"])
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in table
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(table)
 
 
 def checkpoint_results(args: argparse.Namespace, task: Task, device, dev_features: dict) -> dict[str, float]:
@@ -615,17 +611,11 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> 
 
 
 def main(args: argparse.Namespace) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for chatty in ("httpx", "httpcore", "huggingface_hub"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    log_plainly()
     warn_about(args)
     task = TASKS[args.task_name]
-    try:
+    with one_line_errors("run_glue.py", UserError, GlueDataError):
         run_training(args, task) if args.do_train else run_evaluation(args, task)
-    except (UserError, GlueDataError, OSError) as error:
-        raise SystemExit("run_glue.py: error: " + " ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":

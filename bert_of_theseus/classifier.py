@@ -26,7 +26,7 @@ def load_config(path: str, config_name: str, cache_dir: str):
     """The model's config; UserError where `path` is no model. What must be a folder is not looked for on the Hub."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not os.path.isdir(path):
-        raise UserError(f"{path}: no such folder; --model_name_or_path is a folder or a name on the Hub")
+        raise UserError(f"{path}: no such folder; a model is a folder or a name on the Hub")
     if os.path.isdir(path) and not config_name and not os.path.isfile(os.path.join(path, "config.json")):
         raise UserError(f"{path} is no model: it holds no config.json")
     name = config_name or path
@@ -81,7 +81,7 @@ def load_model(
     """
     num_labels = len(labels) if labels else 1
     config = load_config(path, config_name, cache_dir)
-    fine_tune_first = "fine-tune it first (--do_train without --replacing_rate)"
+    fine_tune_first = "fine-tune it first (run_glue.py without --replacing_rate)"
     if not new_head and config.num_labels != num_labels:
         outputs = f"its task head has {config.num_labels} outputs, the task needs {num_labels}"
         raise UserError(f"{path}: {outputs}: {fine_tune_first}")

@@ -1,6 +1,10 @@
-"""What the commands share: arguments that are refused in one line."""
+"""What the commands share: arguments and errors in one line, plain logging, tables."""
 
 import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -32,3 +36,31 @@ def _number(kind: type, fits, words: str):
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value"
     return parse
+
+
+@contextmanager
+def one_line_errors(prog: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Where such an error, or one of the disk, occurs: one line on standard error, and exit status 1."""
+    try:
+        yield
+    except (*kinds, OSError) as error:
+        raise SystemExit(f"{prog}: error: {' '.join(str(error).split())}") from error
+
+
+def log_plainly() -> None:
+    """Log messages as they are to standard error, without the chatter of the libraries."""
+    import transformers
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for chatty in ("httpx", "httpcore", "huggingface_hub"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table of such rows: the first column to the left, all others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    )
