@@ -8,7 +8,9 @@ import argparse
 import functools
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -81,7 +83,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--gradient_accumulation_steps", type=at_least(1), default=1, help="micro-batches a step (default: %(default)s)"
     )
     add("--seed", type=at_least(0), default=42, help="default: %(default)s")
-    add("--logging_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
+    add(
+        "--logging_steps",
+        type=at_least(0),
+        default=50,
+        help="optimiser steps; 0: the last only (default: %(default)s)",
+    )
     add("--save_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
 
     group = parser.add_argument_group("input")
@@ -127,6 +134,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{flag} is for compression: give --replacing_rate too")
     elif not 0 < args.replacing_rate <= 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
+    if args.seed >= 2**32:
+        parser.error(f"--seed {args.seed} is not below 2**32")
     if args.fp16 and args.bf16:
         parser.error("--fp16 and --bf16 exclude each other")
     return args
@@ -185,7 +194,7 @@ def model_options(args: argparse.Namespace) -> dict:
 class Score(NamedTuple):
     metrics: dict[str, float]
     main: float  # the main metric
-    seconds: float  # for the forward passes over the dev set
+    seconds: float  # for the pass over the dev set
 
 
 def read_dev_sets(args: argparse.Namespace, task: Task) -> dict:
@@ -229,7 +238,7 @@ def count_steps(args: argparse.Namespace, n_rows: int) -> tuple[int, int]:
             f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: {n_rows} rows make fewer batches of "
             f"{args.per_gpu_train_batch_size} than one step takes"
         )
-    return an_epoch, args.max_steps if args.max_steps > 0 else max(1, int(an_epoch * args.num_train_epochs))
+    return an_epoch, args.max_steps if args.max_steps > 0 else max(1, int(an_epoch * args.num_train_epochs + 1e-9))
 
 
 def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> tuple[Score | None, int, Score | None]:
@@ -285,7 +294,7 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
             if layers:
                 shown["rate"] = layers.replacing_rate
             bar.set_description(f"Epoch {epoch + 1}", refresh=False)
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix(shown)
 
         evaluated = None
         if step == n_steps or (args.logging_steps and step % args.logging_steps == 0):
@@ -297,7 +306,6 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
                 if best is None or evaluated.main > best.main:
                     best_step, best = step, evaluated
                     save(args, task, loaded, output_dir / "checkpoint-best", step, evaluated)
-                    write_results(output_dir / "checkpoint-best", evaluated.metrics | {"step": step})
         if args.save_steps and step % args.save_steps == 0:
             save(args, task, loaded, output_dir / f"checkpoint-{step}", step, evaluated)
     bar.close()
@@ -328,29 +336,35 @@ class Log:
 
 
 def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | None = None) -> None:
-    """An ordinary checkpoint: weights, config and tokenizer; of a successor also its card."""
+    """An ordinary checkpoint: weights, config and tokenizer; of a successor also its card, of a score its metrics."""
     model = loaded.model
-    compressed = any(isinstance(module, TheseusLayers) for module in model.modules())
-    if compressed:
-        n_layer = model.config.num_hidden_layers
-        model = export_successor(model)
+    card = describe_successor(args, task, model, step, score)
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        (export_successor(model) if card else model).save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        if compressed:
-            source = args.model_name_or_path
-            predecessor = Path(source).resolve().name if os.path.isdir(source) else source
-            card = model_card(
-                name=f"{Path(args.output_dir).resolve().name}, a successor by BERT-of-Theseus",
-                model_class=type(model).__name__,
-                task=f"GLUE {task.folder}",
-                predecessor=f"{predecessor} ({n_layer} layers)",
-                n_layer=model.config.num_hidden_layers,
-                schedule=describe_schedule(args),
-                step=step,
-                metrics=score.metrics if score else {},
-            )
+        if card:
             (temporary / "README.md").write_text(card)
+        if score and folder.name == "checkpoint-best":
+            write_results(temporary, score.metrics | {"step": step})
+
+
+def describe_successor(args, task, model: torch.nn.Module, step: int, score: Score | None) -> str:
+    """The card of the successor that this model holds; empty for a model that is not compressed."""
+    layers = next((module for module in model.modules() if isinstance(module, TheseusLayers)), None)
+    if layers is None:
+        return ""
+    source = args.model_name_or_path
+    predecessor = Path(source).resolve().name if os.path.isdir(source) else source
+    return model_card(
+        name=f"{Path(args.output_dir).resolve().name}, a successor by BERT-of-Theseus",
+        model_class=type(model).__name__,
+        task=f"GLUE {task.folder}",
+        predecessor=f"{predecessor} ({len(layers.predecessor)} layers)",
+        n_layer=len(layers.successor),
+        schedule=describe_schedule(args),
+        step=step,
+        metrics=score.metrics if score else {},
+    )
 
 
 def describe_schedule(args: argparse.Namespace) -> str:
@@ -379,14 +393,18 @@ def check_output_dir(args: argparse.Namespace) -> None:
         )
 
 
+# What runs write to output_dir: of the run, and of the model, which may have another tokenizer than the next one's.
+OF_RUN = r"runs|log\.jsonl|run\.json|eval_results\.txt|checkpoint-(\d+|best)|\.checkpoint-(\d+|best)\.\d+\.tmp"
+OF_MODEL = r"config\.json|model.*\.safetensors.*|README\.md|tokenizer.*\.json|special_tokens_map\.json|"
+OF_MODEL += r"added_tokens\.json|vocab\.(txt|json)|merges\.txt|chat_template\.jinja"
+
+
 def clear_output_dir(output_dir: Path) -> None:
     """Remove what an earlier run left in the folder, and nothing else, so that two runs never mix."""
-    for pattern in ("checkpoint-*", "runs"):
-        for folder in output_dir.glob(pattern):
-            shutil.rmtree(folder)
-    for pattern in ("config.json", "model*.safetensors*", "eval_results.txt", "run.json", "log.jsonl"):
-        for file in output_dir.glob(pattern):
-            file.unlink()
+    left = f"{OF_RUN}|{OF_MODEL}" if (output_dir / "config.json").is_file() else OF_RUN
+    for path in list(output_dir.iterdir()):
+        if re.fullmatch(left, path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
@@ -430,12 +448,9 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
         say("Successor", f"{scc_n_layer} layers, {parameters:,} parameters")
         rate, k = args.replacing_rate, args.scheduler_linear_k
         if args.scheduler_type == "linear":
-            steps_to_1 = (1 - rate) / k if k else float("inf")
-            end = (
-                f"1 at step {steps_to_1:,.0f}"
-                if steps_to_1 < n_steps
-                else f"{min(1, rate + k * n_steps):.3g} at the end"
-            )
+            # Rounded down by a hair, lest a rounding error count as one more step.
+            first_at_1 = math.ceil((1 - rate) / k - 1e-9) + 1 if k else math.inf
+            end = f"1 at step {first_at_1:,}" if first_at_1 <= n_steps else f"{rate + k * (n_steps - 1):.3g} at the end"
             say("Rate", f"from {rate:g} linearly to {end}")
         elif max(args.steps_for_replacing, 1) < n_steps:
             say("Rate", f"{rate:g} for {max(args.steps_for_replacing, 1):,} steps, then 1")
@@ -447,7 +462,8 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
         during = (n_steps // args.logging_steps if args.logging_steps else 0) * args.evaluate_during_training
         predecessor = ", 1 of them of the predecessor" if scc_n_layer else ""
         ends_on_one = during and n_steps % args.logging_steps == 0
-        say("Dev passes", f"{during + (not ends_on_one) + bool(scc_n_layer):,}{predecessor}")
+        of_checkpoints = n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
+        say("Dev passes", f"{during + (not ends_on_one) + bool(scc_n_layer) + of_checkpoints:,}{predecessor}")
     n_checkpoints = (n_steps // args.save_steps if args.save_steps else 0) + args.evaluate_during_training + 1
     # A checkpoint that takes another's place stands beside it for a moment.
     needed = (n_checkpoints + args.evaluate_during_training) * parameters * 4
@@ -478,7 +494,7 @@ def checkpoint_results(args: argparse.Namespace, task: Task, device, dev_feature
     results = {}
     found = (folder for folder in Path(args.output_dir).glob("checkpoint-*") if folder.name[11:].isdigit())
     for folder in sorted(found, key=lambda folder: int(folder.name[11:])):
-        loaded = load_model(str(folder), task.labels, **model_options(args))
+        loaded = load_model(str(folder), task.labels, max_seq_length=args.max_seq_length)
         loaded.model.to(device)
         score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
         logger.info("%s: %s %.4f", folder.name, main_key(task), score.main)
@@ -501,13 +517,17 @@ def featurize(args, task_name, split, examples, loaded) -> Features:
 
 def run_evaluation(args: argparse.Namespace, task: Task) -> None:
     """--do_eval alone: evaluate the model in output_dir or, where there is none, model_name_or_path."""
+    if os.path.isfile(args.output_dir):
+        raise UserError(f"--output_dir {args.output_dir} is a file")
     dev_examples = read_dev_sets(args, task)
     device = choose_device(args)
     has_model = os.path.isfile(os.path.join(args.output_dir, "config.json"))
     path = args.output_dir if has_model else args.model_name_or_path
-    logger.info("Evaluating %s", path)
-    loaded = load_model(path, task.labels, **model_options(args))
+    # The other flags about loading are about model_name_or_path.
+    options = {"max_seq_length": args.max_seq_length} if has_model else model_options(args)
+    loaded = load_model(path, task.labels, **options)
     loaded.model.to(device)
+    logger.info("Evaluating %s", path)
 
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
@@ -559,11 +579,13 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
     start = time.perf_counter()
     last, best_step, best = train(args, task, loaded, layers, features, dev_features, n_steps, log)
     results["training_seconds"] = time.perf_counter() - start
-    if args.do_eval and last is None:
-        save(args, task, loaded, output_dir, n_steps)  # before the evaluation, lest it take the model down with it
+    save(args, task, loaded, output_dir, n_steps, last)
+    if args.do_eval and last is None:  # only now: should it fail, the model is safe
         last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
         log.write_score(n_steps, last)
-    save(args, task, loaded, output_dir, n_steps, last)
+        if compressing:
+            with whole_file(output_dir / "README.md") as temporary:
+                temporary.write_text(describe_successor(args, task, model, n_steps, last))
     log.close()
     for name, step, score in (("last", n_steps, last), ("best", best_step, best)):
         if score:
@@ -614,7 +636,7 @@ def main(args: argparse.Namespace) -> None:
     log_plainly()
     warn_about(args)
     task = TASKS[args.task_name]
-    with one_line_errors("run_glue.py", UserError, GlueDataError):
+    with one_line_errors("run_glue.py", UserError, GlueDataError, torch.OutOfMemoryError):
         run_training(args, task) if args.do_train else run_evaluation(args, task)
 
 

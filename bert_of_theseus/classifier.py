@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 logger = logging.getLogger(__name__)
+
+FLOAT32 = {"dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": torch.float32}
 
 # Bars that are not watched, in a log file, say, are redrawn every half minute.
 BAR = {"dynamic_ncols": True, "mininterval": 0.5 if sys.stderr.isatty() else 30}
@@ -22,22 +25,34 @@ class UserError(Exception):
     """Something that the user can put right; the message says what and how."""
 
 
-def load_config(path: str, config_name: str, cache_dir: str):
-    """The model's config; UserError where `path` is no model. What must be a folder is not looked for on the Hub."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not os.path.isdir(path):
+def in_short(error: Exception) -> str:
+    """The first line of what a library has to say, which can be pages."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+def check_folder(path: str) -> None:
+    """UserError where what must be a folder is none; it is not looked for on the Hub then."""
+    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not os.path.isdir(path):
         raise UserError(f"{path}: no such folder; a model is a folder or a name on the Hub")
-    if os.path.isdir(path) and not config_name and not os.path.isfile(os.path.join(path, "config.json")):
-        raise UserError(f"{path} is no model: it holds no config.json")
+
+
+def load_config(path: str, config_name: str, cache_dir: str):
+    """The model's config; UserError where `path` is no model."""
+    check_folder(path)
     name = config_name or path
+    check_folder(name)
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise UserError(f"{name} is no model: it holds no config.json")
     try:
         return AutoConfig.from_pretrained(name, cache_dir=cache_dir or None, trust_remote_code=False)
     except Exception as error:  # whatever a damaged or missing file makes the loaders raise
-        raise UserError(f"{name}: no config could be loaded: {error}") from error
+        raise UserError(f"{name}: no config could be loaded: {in_short(error)}") from error
 
 
 def load_tokenizer(name: str, cache_dir: str, do_lower_case: bool):
     """The fast tokenizer, made to lower-case the text if asked to."""
+    check_folder(name)
     load = functools.partial(AutoTokenizer.from_pretrained, name, cache_dir=cache_dir or None, trust_remote_code=False)
     try:
         tokenizer = load()
@@ -45,11 +60,14 @@ def load_tokenizer(name: str, cache_dir: str, do_lower_case: bool):
             if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
                 tokenizer = load(do_lower_case=True)
             else:
-                logger.warning("--do_lower_case is ignored: %s is not a WordPiece tokenizer", type(tokenizer).__name__)
+                logger.warning("do_lower_case is ignored: %s is not a WordPiece tokenizer", type(tokenizer).__name__)
     except Exception as error:  # as above
-        raise UserError(f"{name}: no tokenizer could be loaded: {error}") from error
+        raise UserError(f"{name}: no tokenizer could be loaded: {in_short(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{name}: {type(tokenizer).__name__} has no fast version, which is needed here")
+    # Where there are no files, transformers may make a tokenizer to which every word is unknown.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(f"{name} holds no tokenizer: its vocabulary has no words; copy the tokenizer's files there")
     return tokenizer
 
 
@@ -75,18 +93,15 @@ def load_model(
         path: a folder or a name on the Hub.
         labels: of the task, in its own order; None for regression, a single score.
         new_head: make the task head anew where the model has none, or one for another number of labels.
+        max_seq_length: tokens that the model must be able to take.
 
     Raises:
-        UserError: there is no such model, it has no head for the task, or takes no input of that length.
+        UserError: there is no such model, it has no head for the task, lacks weights, or takes no input of
+            that length.
     """
     num_labels = len(labels) if labels else 1
     config = load_config(path, config_name, cache_dir)
-    fine_tune_first = "fine-tune it first (run_glue.py without --replacing_rate)"
-    if not new_head and config.num_labels != num_labels:
-        outputs = f"its task head has {config.num_labels} outputs, the task needs {num_labels}"
-        raise UserError(f"{path}: {outputs}: {fine_tune_first}")
-    fitting_head = config.num_labels == num_labels
-    names = [str(config.id2label.get(i)) for i in range(config.num_labels)]
+    names = label_names(config, labels)
     config.num_labels = num_labels
     config.problem_type = "single_label_classification" if labels else "regression"
     try:
@@ -94,40 +109,59 @@ def load_model(
             path,
             config=config,
             cache_dir=cache_dir or None,
-            ignore_mismatched_sizes=new_head,
+            ignore_mismatched_sizes=True,  # what does not fit is dealt with below
             output_loading_info=True,
             trust_remote_code=False,
+            **FLOAT32,
         )
     except Exception as error:  # as above
-        raise UserError(f"{path}: no model could be loaded: {error}") from error
+        raise UserError(f"{path}: no model could be loaded: {in_short(error)}") from error
+    fitting_head = check_weights(path, model, report, names, num_labels, new_head)
+
+    order = label_order(labels, names) if labels and fitting_head else list(range(num_labels))
+    if labels:
+        model.config.id2label = {output: label for label, output in zip(labels, order, strict=True)}
+        model.config.label2id = dict(zip(labels, order, strict=True))
+    tokenizer = load_tokenizer(tokenizer_name or path, cache_dir, do_lower_case)
+    longest = min(tokenizer.model_max_length, positions(model) or max_seq_length)
+    if max_seq_length > longest:
+        raise UserError(f"{path} takes {longest} tokens at most, not a max_seq_length of {max_seq_length}")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(
+            f"{tokenizer_name or path}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds"
+        )
+    return Loaded(model, tokenizer, order)
+
+
+def check_weights(path: str, model, report: dict, names: list[str], num_labels: int, new_head: bool) -> bool:
+    """Whether the head that was loaded is the task's; UserError where what was not loaded may not be made anew."""
     if any("scc_layer" in key for key in report["unexpected_keys"]):
         raise UserError(
             f"{path} is a checkpoint of the 2020 release; scripts/convert_to_hf_ckpt.py makes a model of it"
         )
     made_anew = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
-    if made_anew and not new_head:
-        raise UserError(f"{path} has no task head ({', '.join(made_anew)} missing): {fine_tune_first}")
+    # The pooler comes with the head: a pre-trained encoder may lack it.
+    encoder = [k for k in made_anew if k.startswith(f"{model.base_model_prefix}.") and ".pooler." not in k]
+    if encoder:
+        raise UserError(f"{path}: its weights are not those that its config calls for: {', '.join(encoder)[:100]} ...")
+    if not new_head:
+        fine_tune_first = "fine-tune it first (run_glue.py without --replacing_rate)"
+        if len(names) != num_labels:
+            outputs = f"its task head has {len(names)} outputs, the task needs {num_labels}"
+            raise UserError(f"{path}: {outputs}: {fine_tune_first}")
+        if made_anew:
+            raise UserError(f"{path} has no task head ({', '.join(made_anew)} missing): {fine_tune_first}")
     if made_anew:
         logger.info("Made anew: %s", ", ".join(made_anew))
+    return len(names) == num_labels and not made_anew
 
-    order = list(range(num_labels))
-    if labels:
-        if fitting_head and not made_anew:
-            order = label_order(labels, names)
-        for label, output in zip(labels, order, strict=True):
-            config.id2label[output] = label
-        config.label2id = {label: output for output, label in config.id2label.items()}
-    model.config.id2label, model.config.label2id = config.id2label, config.label2id
 
-    tokenizer = load_tokenizer(tokenizer_name or path, cache_dir, do_lower_case)
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_seq_length)
-    if max_seq_length > longest:
-        raise UserError(f"--max_seq_length {max_seq_length}: {path} takes {longest} tokens at most")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"{tokenizer_name or path}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds"
-        )
-    return Loaded(model.float(), tokenizer, order)
+def label_names(config, labels: Sequence[str] | None) -> list[str]:
+    """What the config calls the model's outputs, in their order: by `label2id` where that has the task's labels."""
+    outputs = {str(name).lower(): output for name, output in (config.label2id or {}).items()}
+    if labels and sorted(outputs) == sorted(labels) and sorted(outputs.values()) == list(range(len(labels))):
+        return sorted(outputs, key=outputs.get)
+    return [str(config.id2label.get(output)) for output in range(config.num_labels)]
 
 
 def label_order(labels: Sequence[str], names: list[str]) -> list[int]:
@@ -138,6 +172,14 @@ def label_order(labels: Sequence[str], names: list[str]) -> list[int]:
     if not all(name.startswith("label_") for name in lowered):
         logger.warning("The model calls its labels %s; they are taken as %s", ", ".join(names), ", ".join(labels))
     return list(range(len(labels)))
+
+
+def positions(model: torch.nn.Module) -> int | None:
+    """Tokens that the model has positions for; None where nothing limits them."""
+    n_positions = getattr(model.config, "max_position_embeddings", None)
+    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding_idx = getattr(embedding, "padding_idx", None)  # RoBERTa counts positions from the one after it
+    return n_positions if n_positions is None or padding_idx is None else n_positions - padding_idx - 1
 
 
 def takes_token_types(model: torch.nn.Module) -> bool:
@@ -152,7 +194,7 @@ def predict(model: torch.nn.Module, features, batch_size: int, pad_token_id: int
     by_length = np.argsort(-features.lengths, kind="stable")  # batches of like lengths need little padding
     logits = []
     with torch.no_grad():
-        for start in tqdm(range(0, len(features), batch_size), desc="Evaluating", leave=False, **BAR):
+        for start in tqdm(range(0, len(features), batch_size), desc="Evaluating", leave=False, disable=None, **BAR):
             batch = features.batch(by_length[start : start + batch_size], pad_token_id)
             batch.pop("labels", None)
             logits.append(model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu())

@@ -4,6 +4,7 @@ Where it changes results this follows the 2020 release: gradients are zeroed, no
 clipped is the norm over the trained parameters.
 """
 
+import numpy as np
 import torch
 
 from bert_of_theseus.theseus_layers import TheseusLayers
@@ -80,7 +81,9 @@ def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int):
     """
     epoch = 0
     while True:
-        generator = torch.Generator().manual_seed(seed + epoch)
+        # Mixed, not added: or epoch 1 of one seed would be epoch 0 of the next.
+        epoch_seed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(epoch_seed[0] >> 1))
         rows = torch.randperm(n_rows, generator=generator).split(batch_size)
         for start in range(0, len(rows) - accumulation + 1, accumulation):
             yield epoch, rows[start : start + accumulation]

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,11 +41,14 @@ def _number(kind: type, fits, words: str):
 
 @contextmanager
 def one_line_errors(prog: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Where such an error, or one of the disk, occurs: one line on standard error, and exit status 1."""
+    """One line on standard error and exit status 1 where such an error, or one of the disk, occurs; 130 on Ctrl-C."""
     try:
         yield
     except (*kinds, OSError) as error:
         raise SystemExit(f"{prog}: error: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def log_plainly() -> None:
@@ -53,7 +57,7 @@ def log_plainly() -> None:
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for chatty in ("httpx", "httpcore", "huggingface_hub"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

@@ -177,9 +177,8 @@ def test_the_exported_successor_is_an_ordinary_model_with_the_same_logits(model,
     assert successor.config.num_hidden_layers == 2 and model.config.num_hidden_layers == 4
     exported = successor.get_submodule(find_layers(successor))
     assert type(exported) is nn.ModuleList and len(exported) == 2
-    assert [m.layer_idx for m in exported.modules() if hasattr(m, "layer_idx")] == sorted(
-        m.layer_idx for m in exported.modules() if hasattr(m, "layer_idx")
-    )
+    for i, layer in enumerate(exported):
+        assert {m.layer_idx for m in layer.modules() if hasattr(m, "layer_idx")} <= {i}
     assert trained_names(successor) == {name for name, _ in successor.named_parameters()}
     successor.save_pretrained(tmp_path)
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
