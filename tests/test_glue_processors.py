@@ -256,11 +256,13 @@ def test_the_cache_key_changes_with_all_that_changes_its_content(tokenizer, tmp_
     cased = AutoTokenizer.from_pretrained(tokenizer.name_or_path, do_lower_case=False)
     grown = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     grown.add_tokens(["film"])
+    left = AutoTokenizer.from_pretrained(tokenizer.name_or_path, truncation_side="left")
     variants = [
         {},
         {"examples": PAIRS._replace(sha256="another file")},
         {"tokenizer": cased},
         {"tokenizer": grown},
+        {"tokenizer": left},
         {"task": "qqp"},
         {"length": 17},
         {"types": False},
