@@ -1,0 +1,52 @@
+"""quickstart.sh: what it refuses, and (slow) a whole call in a fresh copy of the project."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import save_bert
+
+ROOT = Path(__file__).parents[1]
+
+
+def quickstart(*args: object, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if name != "GLUE_DIR"}
+    command = ["bash", str(root / "scripts" / "quickstart.sh"), *map(str, args)]
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "reason"),
+    [
+        (["--task", "SQuAD"], {}, "--task SQuAD: there are CoLA, SST-2, MRPC"),
+        (["--task"], {}, "--task needs a value"),
+        (["--epochs", "3"], {}, "unknown argument --epochs"),
+        ([], {"GLUE_DIR": "/nowhere"}, "there is no /nowhere/MRPC/train.tsv"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, environment, reason):
+    run = quickstart(*arguments, **environment)
+    assert run.returncode == 1 and reason in run.stderr and len(run.stderr.splitlines()) == 1
+
+
+def test_help_says_where_the_data_come_from():
+    run = quickstart("--help")
+    assert run.returncode == 0 and "GLUE_DIR" in run.stdout and "demo set" in run.stdout
+
+
+@pytest.mark.slow
+def test_a_whole_call_and_a_second_one_that_reuses_all(tmp_path):
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "quickstart")
+    root = Path(shutil.copytree(ROOT, tmp_path / "project", ignore=hidden))
+    # The tiny model's own dictionary knows none of the demo set's words; all that counts here is that it runs.
+    model = save_bert(tmp_path / "tiny", max_position_embeddings=130)
+    flags = ["--demo", "--task", "RTE", "--model", model, "--output_dir", tmp_path / "out"]
+    first = quickstart(*flags, root=root)
+    assert first.returncode == 0, first.stderr
+    assert "DEMO SET" in first.stderr
+    head, predecessor, successor = first.stdout.splitlines()[-3:]
+    assert head.startswith("RTE on c") and predecessor.startswith("predecessor") and successor.startswith("successor")
+    second = quickstart(*flags, root=root)
+    assert second.returncode == 0 and second.stderr.count("is there already") == 2
