@@ -472,10 +472,8 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
     )
     free = shutil.disk_usage(existing).free
     spare = ", room for one more while the best is replaced" * args.evaluate_during_training
-    checkpoints = "checkpoint" if n_checkpoints == 1 else "checkpoints"
-    say(
-        "Disk", f"{n_checkpoints:,} {checkpoints} of {size(parameters * 4)}{spare}: {size(needed)} of {size(free)} free"
-    )
+    checkpoints = f"{n_checkpoints:,} checkpoint{'s' * (n_checkpoints > 1)} of {size(parameters * 4)}"
+    say("Disk", f"{checkpoints}{spare}: {size(needed)} of {size(free)} free")
     if needed > free:
         raise UserError(
             f"{args.output_dir}: {size(needed)} of checkpoints do not fit in {size(free)}; raise --save_steps"

@@ -2,13 +2,17 @@ import re
 import shlex
 from pathlib import Path
 
+import download_glue
+import predict_glue
+import summarize
 import torch
 from conftest import save_bert
 from transformers import AutoModelForTokenClassification, BertConfig, BertForTokenClassification
 
 import run_glue
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -49,13 +53,17 @@ def test_the_table_of_flags_is_that_of_the_command():
 
 
 def test_the_commands_of_the_readme_are_accepted_as_they_stand():
-    commands = [c for block in blocks("bash") for c in block.replace("\\\n", " ").splitlines() if "run_glue.py" in c]
-    assert len(commands) == 2
-    for command in commands:
-        words = shlex.split(command.replace("$TASK_NAME", "MRPC").replace("$GLUE_DIR", "glue"))
-        run_glue.parse_args(words[words.index("./run_glue.py") + 1 :])
+    parsers = {script.__name__: script.parse_args for script in (run_glue, download_glue, predict_glue, summarize)}
+    parsed = []
+    for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line.replace("$TASK_NAME", "MRPC").replace("$TASK", "MRPC"), comments=True)
+        at = next((i for i, word in enumerate(words) if Path(word).stem in parsers and word.endswith(".py")), None)
+        if at is not None:
+            parsers[Path(words[at]).stem](words[at + 1 :])
+            parsed.append(Path(words[at]).stem)
+    assert parsed.count("run_glue") == 5 and set(parsed) == set(parsers)
 
 
 def test_every_file_that_the_readme_names_is_there():
     for name in re.findall(r"(?:scripts|tests|docs|bert_of_theseus)/[\w./-]+\.(?:py|sh|md)", README):
-        assert (Path(__file__).parents[1] / name).exists(), name
+        assert (ROOT / name).exists(), name
