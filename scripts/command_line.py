@@ -1,11 +1,13 @@
-"""What the commands share: arguments and errors in one line, plain logging, tables."""
+"""What the commands share: arguments and errors in one line, plain logging, tables, files that are whole."""
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -68,3 +70,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -8,14 +8,13 @@ whether training works; they tell nothing about GLUE.
 """
 
 import argparse
-import os
 import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import OneLineParser, at_least
+from command_line import OneLineParser, at_least, write_whole
 
 # ------------------------------------------------------------------------------------------ vocabulary
 
@@ -472,17 +471,6 @@ def file_text(file: File, rows: list[Row]) -> str:
     return "".join("\t".join(line) + "\n" for line in lines)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # ---------------------------------------------------------------------------------------- command line
 
 
@@ -524,7 +512,8 @@ def main() -> None:
                 rows = draw_rows(task, file, n_rows[file.split], args.seed, taken)
                 texts[args.output_dir / task.folder / file.name] = file_text(file, rows)
         for path, text in texts.items():  # only now, so that nothing is written when a task fails
-            write_whole(path, text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text.encode())
     except (OSError, ValueError) as error:
         sys.exit(f"make_demo_glue.py: error: {error}")
     for task in args.tasks:

@@ -9,13 +9,12 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from command_line import OneLineParser, one_line_errors
+from command_line import OneLineParser, one_line_errors, write_whole
 
 ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
 TITLES = {"scheduler_linear_k": "k", "steps_for_replacing": "steps at the rate"}
@@ -307,16 +306,6 @@ def draw(settings: list[Setting], run: Run) -> dict[str, bytes]:
 
 
 # ------------------------------------------------------------------------------------- command line
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
