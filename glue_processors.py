@@ -5,6 +5,7 @@ Facts about the files: https://gluebenchmark.com (Wang et al., ICLR 2019), in th
 
 import functools
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -296,12 +297,13 @@ def cached_features(
         if features is not None:
             return features
     features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
-    for path in paths:
+    for path, folder in itertools.zip_longest(paths, folders[1:]):
         try:
             _write_cache(path, key, features)
             break
         except OSError as error:
-            _warn_once(f"the features cache cannot be written to {path.parent} ({error.strerror})")
+            instead = f"it goes to {folder}" if folder else "this run does without"
+            _warn_once(f"The features cache cannot be written to {path.parent} ({error.strerror}); {instead}")
     return features
 
 

@@ -152,7 +152,7 @@ def check_weights(path: str, model, report: dict, names: list[str], num_labels: 
         if made_anew:
             raise UserError(f"{path} has no task head ({', '.join(made_anew)} missing): {fine_tune_first}")
     if made_anew:
-        logger.info("Made anew: %s", ", ".join(made_anew))
+        logger.info("Not in the checkpoint, made anew: %s", ", ".join(made_anew))
     return len(names) == num_labels and not made_anew
 
 
