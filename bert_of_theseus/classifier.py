@@ -47,7 +47,8 @@ def load_config(path: str, config_name: str, cache_dir: str):
     try:
         return AutoConfig.from_pretrained(name, cache_dir=cache_dir or None, trust_remote_code=False)
     except Exception as error:  # whatever a damaged or missing file makes the loaders raise
-        raise UserError(f"{name}: no config could be loaded: {in_short(error)}") from error
+        no_folder = "" if os.path.isdir(name) else "no such folder, and on the Hub "
+        raise UserError(f"{name}: {no_folder}no config could be loaded: {in_short(error)}") from error
 
 
 def load_tokenizer(name: str, cache_dir: str, do_lower_case: bool):
