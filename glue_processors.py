@@ -214,18 +214,20 @@ class Features:
             (rows, longest) int64; labels (rows,).
         """
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
         rows = np.asarray(rows)
-        parts = [slice(end - length, end) for end, length in zip(self._ends[rows], self.lengths[rows], strict=True)]
+        lengths = self.lengths[rows, None]
+        columns = np.arange(lengths.max())
+        is_token = columns < lengths
+        places = np.where(is_token, self._ends[rows, None] - lengths + columns, 0)
 
-        def padded(values: np.ndarray, padding_value: int):
-            sequences = [torch.from_numpy(values[part].astype(np.int64)) for part in parts]
-            return pad_sequence(sequences, batch_first=True, padding_value=padding_value)
+        def padded(values: np.ndarray, padding_value: int) -> torch.Tensor:
+            return torch.from_numpy(np.where(is_token, values[places], padding_value).astype(np.int64))
 
-        tensors = {"input_ids": padded(self.input_ids, pad_token_id)}
-        lengths = torch.from_numpy(self.lengths[rows])
-        tensors["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        tensors = {
+            "input_ids": padded(self.input_ids, pad_token_id),
+            "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
+        }
         if self.token_type_ids is not None:
             tensors["token_type_ids"] = padded(self.token_type_ids, 0)
         if self.labels is not None:
@@ -267,11 +269,12 @@ def cached_features(
     token_type_ids: bool,
     folders: Sequence[str | Path],
     overwrite: bool = False,
+    write: bool = True,
 ) -> Features:
     """`tokenize`, or what an earlier run has left of it in one of `folders`.
 
     The cache's key covers all that its content depends on: the file's bytes, the tokenizer, the
-    length, the task and the split. It is written to the first of `folders` that takes it.
+    length, the task and the split. It is written to the first of `folders` that takes it, if `write` is set.
     """
     import tokenizers
 
@@ -297,7 +300,7 @@ def cached_features(
         if features is not None:
             return features
     features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
-    for path, folder in itertools.zip_longest(paths, folders[1:]):
+    for path, folder in itertools.zip_longest(paths, folders[1:]) if write else []:
         try:
             _write_cache(path, key, features)
             break

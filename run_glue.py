@@ -102,9 +102,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("device")
     add = group.add_argument
-    add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
+    add("--no_cuda", action="store_true", help="use the CPU even where there are GPUs")
     add("--fp16", action="store_true", help="mixed precision with float16 (GPU)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16")
+    add("--tf32", action="store_true", help="matrix products in TensorFloat-32 (GPU)")
+    add("--torch_compile", action="store_true", help="compile the layers: slow to start, then faster on a GPU")
+    add("--gradient_checkpointing", action="store_true", help="less memory: activations are computed twice")
 
     group = parser.add_argument_group("accepted so that published commands run; without effect")
     add = group.add_argument
@@ -167,17 +170,19 @@ if __name__ == "__main__":
     ARGS = parse_args()
 
 # ruff: noqa: E402
+import numpy as np
 import torch
 import transformers
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from bert_of_theseus import TheseusLayers, compress, export_successor, find_layers, successor_size
+from bert_of_theseus import TheseusLayers, compress, distributed, export_successor, find_layers, successor_size
 from bert_of_theseus.classifier import BAR, Loaded, UserError, load_model, predict, takes_token_types
+from bert_of_theseus.cpu_kernels import fast_kernels, return_freed_memory
 from bert_of_theseus.files import whole_file, whole_folder
 from bert_of_theseus.model_card import model_card
-from bert_of_theseus.training import optimizer_groups, train_batches, train_step
+from bert_of_theseus.training import micro_batch, optimizer_groups, train_batches, train_step
 from glue_processors import Features, Task, cached_features, chance_score, compute_metrics, read_examples
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
@@ -221,8 +226,15 @@ def main_key(task: Task) -> str:
     return f"{task.name}/{task.main_metric}" if task.dev_tasks else task.main_metric
 
 
+def is_main() -> bool:
+    """Whether this is the one process that writes files, logs and prints."""
+    return distributed.rank() == 0
+
+
 def write_results(folder: str | Path, results: dict[str, float]) -> None:
     """`eval_results.txt`: `key = value` a line, sorted."""
+    if not is_main():
+        return
     with whole_file(Path(folder) / "eval_results.txt") as temporary:
         temporary.write_text("".join(f"{key} = {value}\n" for key, value in sorted(results.items())))
 
@@ -230,13 +242,18 @@ def write_results(folder: str | Path, results: dict[str, float]) -> None:
 # --------------------------------------------------------------------------------------- train
 
 
+def micro_batch_rows(args: argparse.Namespace) -> int:
+    """Rows of a micro-batch, those of all processes together."""
+    return args.per_gpu_train_batch_size * distributed.n_processes()
+
+
 def count_steps(args: argparse.Namespace, n_rows: int) -> tuple[int, int]:
     """(optimiser steps an epoch, optimiser steps in all)."""
-    an_epoch = -(-n_rows // args.per_gpu_train_batch_size) // args.gradient_accumulation_steps
+    an_epoch = -(-n_rows // micro_batch_rows(args)) // args.gradient_accumulation_steps
     if an_epoch == 0:
         raise UserError(
             f"--gradient_accumulation_steps {args.gradient_accumulation_steps}: {n_rows} rows make fewer batches of "
-            f"{args.per_gpu_train_batch_size} than one step takes"
+            f"{micro_batch_rows(args)} than one step takes"
         )
     return an_epoch, args.max_steps if args.max_steps > 0 else max(1, int(an_epoch * args.num_train_epochs + 1e-9))
 
@@ -249,7 +266,8 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
     """
     model = loaded.model
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(optimizer_groups(model, args.weight_decay), args.learning_rate, eps=args.adam_epsilon)
+    groups = optimizer_groups(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, args.learning_rate, eps=args.adam_epsilon, fused=True)
     lr_scheduler = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, n_steps)
     schedulers = [lr_scheduler]
     if layers and args.scheduler_type == "linear":
@@ -258,19 +276,17 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
         schedulers.append(ConstantReplacementScheduler(layers, args.replacing_rate, args.steps_for_replacing))
     scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)
     autocast_dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
-    to_output = torch.tensor(loaded.label_order) if task.labels else None
-
-    def micro_batch(rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        batch = features.batch(rows, loaded.tokenizer.pad_token_id or 0)
-        if to_output is not None:  # the data count labels as the table does, the loss as the model does
-            batch["labels"] = to_output[batch["labels"]]
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+    # The data count labels as the table does, the loss as the model does.
+    outputs = torch.tensor(loaded.label_order) if task.labels else None
+    to_tensors = functools.partial(
+        micro_batch, features, pad_token_id=loaded.tokenizer.pad_token_id or 0, device=device, outputs=outputs
+    )
 
     last, best_step, best = None, 0, None
     output_dir = Path(args.output_dir)
     losses = []  # of the steps since the last log line that had one
-    batches = train_batches(len(features), args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.seed)
-    bar = tqdm(total=n_steps, desc="Training", **BAR)
+    batches = train_batches(len(features), micro_batch_rows(args), args.gradient_accumulation_steps, args.seed)
+    bar = tqdm(total=n_steps, desc="Training", disable=not is_main(), **BAR)
     for step in range(1, n_steps + 1):
         in_force = {"learning_rate": lr_scheduler.get_last_lr()[0]}
         if layers:
@@ -280,17 +296,19 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
         loss = train_step(
             model,
             layers,
-            [micro_batch(r) for r in rows],
+            [to_tensors(r) for r in rows],
             optimizer,
             schedulers,
             args.max_grad_norm,
             scaler,
             autocast_dtype,
         )
+        if device.type == "cpu":
+            return_freed_memory()
         if loss is not None:
             losses.append(loss)
         if bar.update():  # reading the loss waits for the device, so only when the bar is redrawn
-            shown = {"loss": losses[-1].item()} if losses else {}
+            shown = {"loss": losses[-1].item() * distributed.n_processes()} if losses else {}
             if layers:
                 shown["rate"] = layers.replacing_rate
             bar.set_description(f"Epoch {epoch + 1}", refresh=False)
@@ -298,7 +316,8 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
 
         evaluated = None
         if step == n_steps or (args.logging_steps and step % args.logging_steps == 0):
-            log.write(step, ({"loss": torch.stack(losses).mean().item()} if losses else {}) | in_force)
+            mean = {"loss": distributed.add_up(torch.stack(losses).mean()).item()} if losses else {}
+            log.write(step, mean | in_force)
             losses = []
             if args.evaluate_during_training:
                 evaluated = last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
@@ -313,13 +332,19 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
 
 
 class Log:
-    """The same values as TensorBoard scalars, as lines of JSON on standard output, and in `log.jsonl`."""
+    """The same values as TensorBoard scalars, as lines of JSON on standard output, and in `log.jsonl`.
+
+    Only the main process writes them.
+    """
 
     def __init__(self, output_dir: Path):
-        self.board = SummaryWriter(str(output_dir / "runs"))
-        self.file = open(output_dir / "log.jsonl", "w")
+        if is_main():
+            self.board = SummaryWriter(str(output_dir / "runs"))
+            self.file = open(output_dir / "log.jsonl", "w")
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if not is_main():
+            return
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         line = json.dumps({"step": step} | values)
@@ -331,12 +356,15 @@ class Log:
         self.write(step, {f"eval_{key}": value for key, value in score.metrics.items()})
 
     def close(self) -> None:
-        self.board.close()
-        self.file.close()
+        if is_main():
+            self.board.close()
+            self.file.close()
 
 
 def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | None = None) -> None:
     """An ordinary checkpoint: weights, config and tokenizer; of a successor also its card, of a score its metrics."""
+    if not is_main():
+        return
     model = loaded.model
     card = describe_successor(args, task, model, step, score)
     with whole_folder(folder) as temporary:
@@ -408,14 +436,36 @@ def clear_output_dir(output_dir: Path) -> None:
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError(
-            f"started as one of {os.environ['WORLD_SIZE']} processes, but runs as one: start it with python"
+    """This process's device, in the company of the other processes where torchrun has started several."""
+    use_cuda = torch.cuda.is_available() and not args.no_cuda
+    if not use_cuda:
+        for flag in ("fp16", "tf32"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag} needs a GPU; on a CPU, leave it out or try --bf16")
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        return distributed.join(use_cuda)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def use_all_gpus(args: argparse.Namespace) -> None:
+    """On a machine with several GPUs start again as one process for each of them; returns where there is one."""
+    n_gpus = 0 if args.no_cuda or "WORLD_SIZE" in os.environ else torch.cuda.device_count()
+    if n_gpus > 1:
+        logger.info(
+            "Using all %d GPUs, as torchrun --nproc_per_node=%d run_glue.py would; CUDA_VISIBLE_DEVICES=0 uses one",
+            n_gpus,
+            n_gpus,
         )
-    device = torch.device("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
-    if args.fp16 and device.type == "cpu":
-        raise UserError("--fp16 needs a GPU; on a CPU, leave it out or try --bf16")
-    return device
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *launch_arguments(n_gpus), *sys.argv])
+
+
+def launch_arguments(n_processes: int) -> list[str]:
+    """What Python is given to run a script in several processes of this machine."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
 
 
 def count_parameters(module: torch.nn.Module) -> int:
@@ -456,8 +506,11 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
             say("Rate", f"{rate:g} for {max(args.steps_for_replacing, 1):,} steps, then 1")
         else:
             say("Rate", f"{rate:g} in all steps")
-    examples_a_step = args.per_gpu_train_batch_size * args.gradient_accumulation_steps
-    say("Steps", f"{n_steps:,} of {examples_a_step} examples, {steps_an_epoch:,} an epoch, on {device} ({where})")
+    examples_a_step = micro_batch_rows(args) * args.gradient_accumulation_steps
+    n_processes = distributed.n_processes()
+    if n_processes > 1:
+        where = f"{n_processes} processes, {args.per_gpu_train_batch_size} examples each; {where}"
+    say("Steps", f"{n_steps:,} of {examples_a_step} examples, {steps_an_epoch:,} an epoch, on {device.type} ({where})")
     if dev_examples:
         during = (n_steps // args.logging_steps if args.logging_steps else 0) * args.evaluate_during_training
         predecessor = ", 1 of them of the predecessor" if scc_n_layer else ""
@@ -504,6 +557,7 @@ def checkpoint_results(args: argparse.Namespace, task: Task, device, dev_feature
 
 
 def featurize(args, task_name, split, examples, loaded) -> Features:
+    """The tokenised data set; the main process tokenises and the others read its cache, if it could write one."""
     return cached_features(
         TASKS[task_name],
         split,
@@ -512,7 +566,8 @@ def featurize(args, task_name, split, examples, loaded) -> Features:
         args.max_seq_length,
         takes_token_types(loaded.model),
         folders=(args.data_dir, args.output_dir),
-        overwrite=args.overwrite_cache,
+        overwrite=args.overwrite_cache and is_main(),
+        write=is_main(),
     )
 
 
@@ -530,24 +585,26 @@ def run_evaluation(args: argparse.Namespace, task: Task) -> None:
     loaded.model.to(device)
     logger.info("Evaluating %s", path)
 
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
+    with distributed.main_process_first():
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
     score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, task, device, dev_features)
     write_results(args.output_dir, results)
-    print(json.dumps({f"eval_{key}": value for key, value in score.metrics.items()}))
+    if is_main():
+        print(json.dumps({f"eval_{key}": value for key, value in score.metrics.items()}))
 
 
 def run_training(args: argparse.Namespace, task: Task) -> None:
     """Fine-tune or compress, evaluate, and leave the result in output_dir."""
     # First all that can be wrong, so that a run that fails has written nothing.
+    device = choose_device(args)
     check_output_dir(args)
     examples = read_examples(task, args.data_dir, "train")
     dev_examples = read_dev_sets(args, task) if args.do_eval or args.evaluate_during_training else {}
     steps_an_epoch, n_steps = count_steps(args, len(examples.first))
-    device = choose_device(args)
     compressing = args.replacing_rate is not None
     transformers.set_seed(args.seed)
     loaded = load_model(args.model_name_or_path, task.labels, not compressing, **model_options(args))
@@ -561,10 +618,13 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
     announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch)
 
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    clear_output_dir(output_dir)
-    features = featurize(args, task.name, "train", examples, loaded)
-    dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
+    distributed.wait_for_all()  # until every process has found the folder as it was
+    with distributed.main_process_first():
+        if is_main():
+            output_dir.mkdir(parents=True, exist_ok=True)
+            clear_output_dir(output_dir)
+        features = featurize(args, task.name, "train", examples, loaded)
+        dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
 
     results = {"steps": n_steps, "parameters": count_parameters(model)}
     rows, layers = [], None
@@ -573,9 +633,12 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
             score = score_predecessor(args, task, loaded, dev_features)
             rows.append(("predecessor", score, results["parameters"]))
             results["predecessor"] = score._asdict() | {"parameters": results["parameters"]}
-        layers = compress(model, scc_n_layer, args.seed)
+        layers = compress(model, scc_n_layer, args.seed)  # the same seed and so the same draws in every process
         results["parameters"] = count_parameters(model) - count_parameters(layers.predecessor)
 
+    if distributed.rank():  # each process has dropout of its own
+        torch.manual_seed(np.random.SeedSequence([args.seed, distributed.rank()]).generate_state(1)[0].item())
+    prepare(args, model, layers)
     log = Log(output_dir)
     start = time.perf_counter()
     last, best_step, best = train(args, task, loaded, layers, features, dev_features, n_steps, log)
@@ -584,7 +647,7 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
     if args.do_eval and last is None:  # only now: should it fail, the model is safe
         last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
         log.write_score(n_steps, last)
-        if compressing:
+        if compressing and is_main():
             with whole_file(output_dir / "README.md") as temporary:
                 temporary.write_text(describe_successor(args, task, model, n_steps, last))
     log.close()
@@ -592,14 +655,29 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
         if score:
             results[name] = {"step": step} | score._asdict()
             rows.append((f"successor, {name} step ({step})", score, results["parameters"]))
+    distributed.wait_for_all()  # until the main process has written the last checkpoint
     if args.do_eval:
         checkpoints = checkpoint_results(args, task, device, dev_features) if args.eval_all_checkpoints else {}
         write_results(output_dir, last.metrics | checkpoints)
+    if not is_main():
+        return
     with whole_file(output_dir / "run.json") as temporary:
         temporary.write_text(json.dumps(describe_run(args, task, device) | results, indent=2) + "\n")
     logger.info("The %s is in %s", "successor" if compressing else "model", output_dir)
     if "predecessor" in results:
         print(compare(rows, main_key(task)))
+
+
+def prepare(args: argparse.Namespace, model: torch.nn.Module, layers: TheseusLayers | None) -> None:
+    """Turn on what the flags ask for in training; in evaluation the model computes the same."""
+    if args.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(f"--gradient_checkpointing: {error}") from error
+    if args.torch_compile:
+        for layer in [*layers.predecessor, *layers.successor] if layers else model.get_submodule(find_layers(model)):
+            layer.compile(dynamic=True)
 
 
 def score_predecessor(args, task: Task, loaded: Loaded, dev_features: dict[str, Features]) -> Score:
@@ -629,16 +707,22 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> 
         "main_metric": main_key(task),
         "arguments": vars(args),
         "device": str(device),
+        "processes": distributed.n_processes(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
+    use_all_gpus(args)
+    if int(os.environ.get("RANK", 0)) > 0:  # the main process says it for all
+        logging.disable(logging.WARNING)
     warn_about(args)
     task = TASKS[args.task_name]
     with one_line_errors("run_glue.py", UserError, GlueDataError, torch.OutOfMemoryError):
-        run_training(args, task) if args.do_train else run_evaluation(args, task)
+        with distributed.failing_together(), fast_kernels():
+            run_training(args, task) if args.do_train else run_evaluation(args, task)
+        distributed.leave()
 
 
 if __name__ == "__main__":

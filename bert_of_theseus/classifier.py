@@ -13,6 +13,8 @@ import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from bert_of_theseus.distributed import add_up, n_processes, rank
+
 logger = logging.getLogger(__name__)
 
 FLOAT32 = {"dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype": torch.float32}
@@ -189,16 +191,20 @@ def takes_token_types(model: torch.nn.Module) -> bool:
 
 
 def predict(model: torch.nn.Module, features, batch_size: int, pad_token_id: int) -> torch.Tensor:
-    """Logits (rows, outputs) in file order, float32 on the CPU; in evaluation mode, in which the model is left."""
+    """Logits (rows, outputs) in file order, float32 on the CPU; in evaluation mode, in which the model is left.
+
+    Several processes share the batches out, and each gets all the logits.
+    """
     model.eval()
     device = next(model.parameters()).device
     by_length = np.argsort(-features.lengths, kind="stable")  # batches of like lengths need little padding
-    logits = []
-    with torch.no_grad():
-        for start in tqdm(range(0, len(features), batch_size), desc="Evaluating", leave=False, disable=None, **BAR):
-            batch = features.batch(by_length[start : start + batch_size], pad_token_id)
+    batches = [by_length[start : start + batch_size] for start in range(0, len(features), batch_size)]
+    logits = torch.zeros(len(features), model.config.num_labels, device=device)
+    bar = {"desc": "Evaluating", "leave": False, "disable": rank() > 0 or None, **BAR}
+    with torch.inference_mode():
+        for rows in tqdm(batches[rank() :: n_processes()], **bar):
+            batch = features.batch(rows, pad_token_id)
             batch.pop("labels", None)
-            logits.append(model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.float().cpu())
-    ordered = torch.cat(logits)
-    ordered[torch.from_numpy(by_length)] = ordered.clone()
-    return ordered
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits[torch.from_numpy(rows).to(device)] = model(**batch).logits.float()
+    return add_up(logits).cpu()

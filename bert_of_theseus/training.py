@@ -4,9 +4,12 @@ Where it changes results this follows the 2020 release: gradients are zeroed, no
 clipped is the norm over the trained parameters.
 """
 
+import math
+
 import numpy as np
 import torch
 
+from bert_of_theseus.distributed import add_up_gradients, n_processes, rank
 from bert_of_theseus.theseus_layers import TheseusLayers
 
 
@@ -20,45 +23,114 @@ def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+# On a CPU a part of a batch has this many tokens at most, so that its activations stay in the caches and memory stays
+# small; and one part more costs as much time as this many tokens do. Measured in docs/performance.md.
+PART_TOKENS = 256
+PART_OVERHEAD = 64
+
+
+def split_by_length(lengths: np.ndarray, max_tokens: int = PART_TOKENS, overhead: int = PART_OVERHEAD) -> list:
+    """Cut a batch into parts of like lengths so that the least time goes into padding and into parts.
+
+    Args:
+        lengths: (rows,) tokens in each row.
+        max_tokens: of a part, padding counted; a longer row makes a part of its own.
+        overhead: what a part costs beside its tokens, counted in tokens.
+
+    Returns:
+        Arrays of indices into `lengths`, each row in one of them; of all cuts of the rows in order of length the
+        one with the least sum of tokens, padding counted, and overhead.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ordered = lengths[order]
+    least, first = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=np.int64)
+    for end in range(1, len(order) + 1):  # the cheapest cut of the shortest `end` rows
+        longest = ordered[end - 1]
+        begin = min(max(0, end - max_tokens // longest), end - 1)
+        costs = least[begin:end] + np.arange(end - begin, 0, -1) * longest + overhead
+        first[end] = begin + costs.argmin()
+        least[end] = costs.min()
+    parts, end = [], len(order)
+    while end:
+        parts.append(order[first[end] : end])
+        end = first[end]
+    return parts
+
+
+def micro_batch(features, rows: np.ndarray, pad_token_id: int, device: torch.device, outputs=None) -> list:
+    """What this process has to compute of a micro-batch: parts, each with its share of the micro-batch's rows.
+
+    Args:
+        features: the data set, with `lengths` and `batch(rows, pad_token_id)`.
+        rows: numbers of the micro-batch's rows, those of all processes.
+        pad_token_id: of the tokenizer.
+        device: where the tensors go.
+        outputs: (labels,) int64, the model's output for each label; None leaves `labels` as they are.
+
+    Returns:
+        (tensors, share) pairs. The sum of the parts' mean losses, each times its share, over all processes is the
+        micro-batch's mean loss, whatever the number of processes and however few the rows.
+    """
+    lengths = features.lengths[rows]
+    by_length = np.argsort(lengths, kind="stable")
+    mine = by_length[rank() :: n_processes()]  # every process gets as many long rows as short ones
+    n_rows = len(rows)
+    if len(mine) == 0:  # a share of nothing, so that this process, too, has gradients to add up
+        mine, n_rows = by_length[:1], math.inf
+    # A GPU is quicker with one large part: there the time goes into starting kernels.
+    parts = split_by_length(lengths[mine]) if device.type == "cpu" else [np.arange(len(mine))]
+    shares = []
+    for part in parts:
+        tensors = features.batch(rows[mine[part]], pad_token_id)
+        if outputs is not None:
+            tensors["labels"] = outputs[tensors["labels"]]
+        if device.type == "cuda":  # copied while the GPU works on what came before
+            tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+        shares.append((tensors, len(part) / n_rows))
+    return shares
+
+
 def train_step(
     model: torch.nn.Module,
     layers: TheseusLayers | None,
-    micro_batches: list[dict],
+    micro_batches: list[list[tuple[dict, float]]],
     optimizer: torch.optim.Optimizer,
     schedulers: list,
     max_grad_norm: float,
     scaler: torch.amp.GradScaler,
     autocast_dtype: torch.dtype | None = None,
 ) -> torch.Tensor | None:
-    """One optimiser step on micro-batches of tensors on the model's device, the model in training mode.
+    """One optimiser step, the model in training mode.
 
-    Where no module is drawn in any micro-batch nothing can be learned: the passes are left out, and
-    the optimiser runs on zeroed gradients.
+    Each micro-batch, a list of (tensors, share) pairs such as `micro_batch` makes, has a draw of its own, which all
+    its parts and all processes share. Where no module is drawn nothing can be learned: the passes are left out, and
+    if that is so in all micro-batches the optimiser runs on zeroed gradients.
 
     Returns:
-        The mean loss, or None where the passes were left out.
+        The mean loss over the micro-batches that had a module drawn, of which this process has its share; None where
+        there were none.
     """
-    draws = [layers.draw_replacements() for _ in micro_batches] if layers else [[True]] * len(micro_batches)
-    total = None
-    if any(map(any, draws)):
-        total = 0.0
-        for batch, draw in zip(micro_batches, draws, strict=True):
-            if layers:
-                layers.fix_draw(draw)
-            # Without a drawn module the loss depends on nothing that is trained: it is computed for the log.
-            with (
-                torch.set_grad_enabled(any(draw)),
-                torch.autocast(batch["input_ids"].device.type, autocast_dtype, enabled=autocast_dtype is not None),
-            ):
-                loss = model(**batch).loss / len(micro_batches)
-            if any(draw):
-                scaler.scale(loss).backward()
-            total += loss.detach()
+    device_type = next(model.parameters()).device.type
+    total, n_drawn = 0.0, 0
+    for parts in micro_batches:
+        draw = layers.draw_replacements() if layers else [True]
+        if not any(draw):
+            continue
+        n_drawn += 1
         if layers:
-            layers.fix_draw(None)
+            layers.fix_draw(draw)
+        for tensors, share in parts:
+            with torch.autocast(device_type, autocast_dtype, enabled=autocast_dtype is not None):
+                loss = model(**tensors).loss * share
+            scaler.scale(loss / len(micro_batches)).backward()
+            total += loss.detach()
+    if layers:
+        layers.fix_draw(None)
 
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if any(p.grad is not None for p in trained):
+        if n_drawn:
+            add_up_gradients(trained)
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
         scaler.step(optimizer)
@@ -70,11 +142,11 @@ def train_step(
     # Zeroed, not set to None: as in the 2020 release, a layer that is not drawn still takes an Adam
     # step, on its momentum, once it has been drawn for the first time.
     optimizer.zero_grad(set_to_none=False)
-    return total
+    return total / n_drawn if n_drawn else None
 
 
 def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int):
-    """For each optimiser step, for ever: (epoch, list of micro-batches of row numbers).
+    """For each optimiser step, for ever: (epoch, list of micro-batches of row numbers, (rows,) int64 each).
 
     The order of an epoch follows from the seed and the epoch alone. The last micro-batch may be
     smaller; micro-batches left over at an epoch's end, too few for a step, are dropped.
@@ -84,7 +156,8 @@ def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int):
         # Mixed, not added: or epoch 1 of one seed would be epoch 0 of the next.
         epoch_seed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(epoch_seed[0] >> 1))
-        rows = torch.randperm(n_rows, generator=generator).split(batch_size)
+        rows = torch.randperm(n_rows, generator=generator).numpy()
+        rows = [rows[start : start + batch_size] for start in range(0, n_rows, batch_size)]
         for start in range(0, len(rows) - accumulation + 1, accumulation):
             yield epoch, rows[start : start + accumulation]
         epoch += 1

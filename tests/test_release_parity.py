@@ -30,7 +30,9 @@ def test_a_run_of_the_2020_release_is_reproduced(schedule, clip):
     model.train()
 
     layers = compress(model, settings["successor_layers"])
-    optimizer = torch.optim.AdamW(optimizer_groups(model, adamw["weight_decay"]), adamw["lr"], eps=adamw["eps"])
+    optimizer = torch.optim.AdamW(
+        optimizer_groups(model, adamw["weight_decay"]), adamw["lr"], eps=adamw["eps"], fused=True
+    )
     n_steps = settings["steps"]
     lr_scheduler = get_linear_schedule_with_warmup(optimizer, settings["warmup_steps"], n_steps)
     if schedule == "linear":
@@ -54,7 +56,7 @@ def test_a_run_of_the_2020_release_is_reproduced(schedule, clip):
         loss = train_step(
             model,
             layers,
-            [batch],
+            [[(batch, 1.0)]],
             optimizer,
             [lr_scheduler, replacement_scheduler],
             max_grad_norm=float("inf") if clip == "off" else 1.0,

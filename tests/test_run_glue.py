@@ -21,9 +21,7 @@ from transformers import (
 )
 
 import run_glue
-from bert_of_theseus import compress
 from bert_of_theseus.classifier import load_model
-from bert_of_theseus.training import optimizer_groups, train_batches, train_step
 from glue_processors import TASKS, compute_metrics, read_examples
 
 ROOT = Path(__file__).parents[1]
@@ -277,17 +275,6 @@ def test_max_steps_runs_exactly_so_many_and_an_epochs_leftover_micro_batches_are
         assert [line["step"] for line in json_lines(capsys.readouterr().out)] == list(range(1, n_steps + 1))
 
 
-def test_every_epoch_has_another_order_that_follows_from_the_seed():
-    def epochs(seed):
-        batches = train_batches(10, 4, 1, seed)
-        return [torch.cat([next(batches)[1][0] for _ in range(3)]).tolist() for _ in range(2)]
-
-    first, second = epochs(1)
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert epochs(1) == [first, second]
-    assert not {tuple(order) for order in epochs(2)} & {tuple(first), tuple(second)}
-
-
 def test_the_same_command_gives_the_same_weights(bert_folder, mrpc, tmp_path):
     flags = ["--do_train", "--max_steps", "4", "--replacing_rate", "0.5", "--save_steps", "0"]
     weights = []
@@ -304,64 +291,6 @@ def test_only_the_successors_layers_move(bert_folder, mrpc, tmp_path):
     before, after = load_file(bert_folder / "model.safetensors"), load_file(tmp_path / "s" / "model.safetensors")
     for name, weight in after.items():
         assert torch.equal(weight, before[name]) == (".layer." not in name), name
-
-
-def test_an_undrawn_layer_moves_on_its_momentum_once_it_was_drawn_and_not_before(bert_folder):
-    model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
-    layers = compress(model.train())
-    draws = iter([[False, False], [True, False], [False, True], [False, False]])
-    layers.draw_replacements = lambda: next(draws)
-    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.0), 1e-3)
-    batch = {"input_ids": torch.full((2, 5), 6), "labels": torch.tensor([0, 1])}
-
-    def moved() -> tuple[bool, bool, bool]:
-        before = [p.detach().clone() for p in layers.successor.parameters()]
-        loss = train_step(model, layers, [batch], optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False))
-        changed = [not torch.equal(p, q) for p, q in zip(layers.successor.parameters(), before, strict=True)]
-        half = len(changed) // 2
-        return loss is not None, any(changed[:half]), any(changed[half:])
-
-    assert moved() == (False, False, False)  # nothing drawn, nothing to go on
-    assert moved() == (True, True, False)
-    assert moved() == (True, True, True)  # the first layer goes on by its momentum
-    assert moved() == (False, True, True)
-
-
-@pytest.mark.parametrize("compressing", [False, True])
-def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(bert_folder, compressing):
-    weights = []
-    for n_parts in (1, 4):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            bert_folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-        ).train()
-        layers = compress(model) if compressing else None
-        if compressing:
-            layers.draw_replacements = lambda: [True, False]
-        optimizer = torch.optim.SGD(optimizer_groups(model, 0.0), 0.1)
-        ids, labels = torch.arange(5, 21).reshape(8, 2), torch.tensor([0, 1] * 4)
-        parts = [
-            {"input_ids": i, "labels": label}
-            for i, label in zip(ids.chunk(n_parts), labels.chunk(n_parts), strict=True)
-        ]
-        train_step(model, layers, parts, optimizer, [], 1e9, torch.amp.GradScaler("cpu", enabled=False))
-        weights.append([p.detach() for p in model.parameters()])
-    for whole, accumulated in zip(*weights, strict=True):
-        torch.testing.assert_close(whole, accumulated, atol=1e-6, rtol=0)
-
-
-def test_each_micro_batch_has_a_draw_of_its_own(bert_folder):
-    model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
-    layers, paths = compress(model.train(), seed=3), []
-    layers.set_replacing_rate(0.5)
-    draws = compress(AutoModelForSequenceClassification.from_pretrained(bert_folder), seed=3)
-    draws.set_replacing_rate(0.5)
-    expected = [draws.draw_replacements() for _ in range(8)]
-    layers.successor[0].register_forward_hook(lambda *_: paths.append("first"))
-    optimizer = torch.optim.SGD(optimizer_groups(model, 0.0), 0.1)
-    batch = {"input_ids": torch.full((2, 5), 6), "labels": torch.tensor([0, 1])}
-    train_step(model, layers, [batch] * 8, optimizer, [], 1.0, torch.amp.GradScaler("cpu", enabled=False))
-    assert len(paths) == sum(draw[0] for draw in expected) and 0 < len(paths) < 8
-    assert layers.draw_replacements() == draws.draw_replacements()  # both have drawn as often
 
 
 def test_evaluation_in_between_does_not_change_the_training(bert_folder, mrpc, tmp_path):
