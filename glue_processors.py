@@ -195,6 +195,7 @@ class Features:
         self.lengths = lengths
         self.token_type_ids = token_type_ids
         self.labels = labels
+        self.longest = int(lengths.max())
         self._ends = np.cumsum(lengths)
 
     def __len__(self) -> int:
@@ -206,18 +207,18 @@ class Features:
         types = None if self.token_type_ids is None else self.token_type_ids[tokens]
         return Features(self.input_ids[tokens], lengths, types, None if self.labels is None else self.labels[:n_rows])
 
-    def batch(self, rows: Sequence[int], pad_token_id: int) -> dict:
-        """Tensors of these rows, padded to the longest of them.
+    def batch(self, rows: Sequence[int], pad_token_id: int, length: int | None = None) -> dict:
+        """Tensors of these rows, padded to `length` tokens, by default to the longest of them.
 
         Returns:
             `input_ids` and `attention_mask`, and `token_type_ids` and `labels` where there are any:
-            (rows, longest) int64; labels (rows,).
+            (rows, length) int64; labels (rows,).
         """
         import torch
 
         rows = np.asarray(rows)
         lengths = self.lengths[rows, None]
-        columns = np.arange(lengths.max())
+        columns = np.arange(length or lengths.max())
         is_token = columns < lengths
         places = np.where(is_token, self._ends[rows, None] - lengths + columns, 0)
 

@@ -179,7 +179,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from bert_of_theseus import TheseusLayers, compress, distributed, export_successor, find_layers, successor_size
 from bert_of_theseus.classifier import BAR, Loaded, UserError, load_model, predict, takes_token_types
-from bert_of_theseus.cpu_kernels import fast_kernels, return_freed_memory
+from bert_of_theseus.cpu_kernels import RETURN_EVERY, fast_kernels, return_freed_memory
 from bert_of_theseus.files import whole_file, whole_folder
 from bert_of_theseus.model_card import model_card
 from bert_of_theseus.training import micro_batch, optimizer_groups, train_batches, train_step
@@ -286,48 +286,47 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
     output_dir = Path(args.output_dir)
     losses = []  # of the steps since the last log line that had one
     batches = train_batches(len(features), micro_batch_rows(args), args.gradient_accumulation_steps, args.seed)
-    bar = tqdm(total=n_steps, desc="Training", disable=not is_main(), **BAR)
-    for step in range(1, n_steps + 1):
-        in_force = {"learning_rate": lr_scheduler.get_last_lr()[0]}
-        if layers:
-            in_force["replacing_rate"] = layers.replacing_rate
-        epoch, rows = next(batches)
-        model.train()
-        loss = train_step(
-            model,
-            layers,
-            [to_tensors(r) for r in rows],
-            optimizer,
-            schedulers,
-            args.max_grad_norm,
-            scaler,
-            autocast_dtype,
-        )
-        if device.type == "cpu":
-            return_freed_memory()
-        if loss is not None:
-            losses.append(loss)
-        if bar.update():  # reading the loss waits for the device, so only when the bar is redrawn
-            shown = {"loss": losses[-1].item() * distributed.n_processes()} if losses else {}
+    with tqdm(total=n_steps, desc="Training", disable=not is_main(), **BAR) as bar:
+        for step in range(1, n_steps + 1):
+            in_force = {"learning_rate": lr_scheduler.get_last_lr()[0]}
             if layers:
-                shown["rate"] = layers.replacing_rate
-            bar.set_description(f"Epoch {epoch + 1}", refresh=False)
-            bar.set_postfix(shown)
+                in_force["replacing_rate"] = layers.replacing_rate
+            epoch, rows = next(batches)
+            model.train()
+            loss = train_step(
+                model,
+                layers,
+                [to_tensors(r) for r in rows],
+                optimizer,
+                schedulers,
+                args.max_grad_norm,
+                scaler,
+                autocast_dtype,
+            )
+            if device.type == "cpu" and step % RETURN_EVERY == 0:
+                return_freed_memory()
+            if loss is not None:
+                losses.append(loss)
+            if bar.update():  # reading the loss waits for the device, so only when the bar is redrawn
+                shown = {"loss": losses[-1].item() * distributed.n_processes()} if losses else {}
+                if layers:
+                    shown["rate"] = layers.replacing_rate
+                bar.set_description(f"Epoch {epoch + 1}", refresh=False)
+                bar.set_postfix(shown)
 
-        evaluated = None
-        if step == n_steps or (args.logging_steps and step % args.logging_steps == 0):
-            mean = {"loss": distributed.add_up(torch.stack(losses).mean()).item()} if losses else {}
-            log.write(step, mean | in_force)
-            losses = []
-            if args.evaluate_during_training:
-                evaluated = last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
-                log.write_score(step, evaluated)
-                if best is None or evaluated.main > best.main:
-                    best_step, best = step, evaluated
-                    save(args, task, loaded, output_dir / "checkpoint-best", step, evaluated)
-        if args.save_steps and step % args.save_steps == 0:
-            save(args, task, loaded, output_dir / f"checkpoint-{step}", step, evaluated)
-    bar.close()
+            evaluated = None
+            if step == n_steps or (args.logging_steps and step % args.logging_steps == 0):
+                mean = {"loss": distributed.add_up(torch.stack(losses).mean()).item()} if losses else {}
+                log.write(step, mean | in_force)
+                losses = []
+                if args.evaluate_during_training:
+                    evaluated = last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
+                    log.write_score(step, evaluated)
+                    if best is None or evaluated.main > best.main:
+                        best_step, best = step, evaluated
+                        save(args, task, loaded, output_dir / "checkpoint-best", step, evaluated)
+            if args.save_steps and step % args.save_steps == 0:
+                save(args, task, loaded, output_dir / f"checkpoint-{step}", step, evaluated)
     return last, best_step, best
 
 
@@ -489,7 +488,11 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
     say("Task", f"{task.name}: {len(examples.first):,} training rows{dev_rows}")
     parameters = count_parameters(model)
     device = next(model.parameters()).device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    )
     n_layer = model.config.get_text_config().num_hidden_layers
     role = "Predecessor" if scc_n_layer else "Model"
     say(role, f"{type(model).__name__} of {n_layer} layers, {parameters:,} parameters, from {args.model_name_or_path}")

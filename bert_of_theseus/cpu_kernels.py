@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-# Matrix products are padded to multiples of this many rows: oneDNN generates code and keeps buffers for each new
-# shape, and sentences come in hundreds of lengths.
-ROWS = 64
+# The rows of a matrix product are made a multiple of this number: oneDNN generates code and keeps buffers for each
+# new shape, and batches of sentences come in hundreds of them.
+ROWS = 16
 SMALL = 32  # below this many rows a product is not worth the padding
 
 
@@ -52,9 +52,8 @@ def _mm(a, b):
 
 
 def _addmm(added, a, b, *, beta=1, alpha=1):
-    product = (
-        _onednn_product(a, b, added) if added.dim() == 1 and added.is_contiguous() and beta == alpha == 1 else None
-    )
+    is_bias = added.dim() == 1 and added.is_contiguous() and beta == alpha == 1
+    product = _onednn_product(a, b, added) if is_bias else None
     if product is None:
         out = a.new_empty(a.shape[0], b.shape[1])
         product = torch.ops.aten.addmm.out(added, a, b, beta=beta, alpha=alpha, out=out)
@@ -64,10 +63,8 @@ def _addmm(added, a, b, *, beta=1, alpha=1):
 def _bernoulli(tensor, p=0.5, *, generator=None):
     """Fill with ones of probability `p`, to 1 / 65536: 16 random bits an element, four of them from one draw of 64."""
     n = tensor.numel()
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=tensor.device).random_(
-        -(2**63), None, generator=generator
-    )
-    return tensor.copy_(bits.view(torch.int16)[:n].view(tensor.shape) < round(p * 2**16) - 2**15)
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator).view(torch.int16)
+    return torch.lt(bits[:n].view(tensor.shape), round(p * 2**16) - 2**15, out=tensor)
 
 
 @contextmanager
@@ -100,6 +97,10 @@ def _malloc_trim():
         return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):  # a C library other than glibc
         return lambda _: None
+
+
+# Steps between returns of freed memory: each return makes the next step wait for fresh pages.
+RETURN_EVERY = 16
 
 
 def return_freed_memory() -> None:

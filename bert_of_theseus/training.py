@@ -9,6 +9,7 @@ import math
 import numpy as np
 import torch
 
+from bert_of_theseus.cpu_kernels import ROWS
 from bert_of_theseus.distributed import add_up_gradients, n_processes, rank
 from bert_of_theseus.theseus_layers import TheseusLayers
 
@@ -25,8 +26,14 @@ def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 # On a CPU a part of a batch has this many tokens at most, so that its activations stay in the caches and memory stays
 # small; and one part more costs as much time as this many tokens do. Measured in docs/performance.md.
-PART_TOKENS = 256
+PART_TOKENS = 1024
 PART_OVERHEAD = 64
+
+
+def padded_length(n_rows: int | np.ndarray, longest: int) -> int | np.ndarray:
+    """Tokens that rows are padded to: no fewer than `longest`, and the part's tokens a multiple of `ROWS`."""
+    multiple = ROWS // np.gcd(n_rows, ROWS)
+    return -(-longest // multiple) * multiple
 
 
 def split_by_length(lengths: np.ndarray, max_tokens: int = PART_TOKENS, overhead: int = PART_OVERHEAD) -> list:
@@ -39,16 +46,17 @@ def split_by_length(lengths: np.ndarray, max_tokens: int = PART_TOKENS, overhead
 
     Returns:
         Arrays of indices into `lengths`, each row in one of them; of all cuts of the rows in order of length the
-        one with the least sum of tokens, padding counted, and overhead.
+        one with the least sum of tokens, padding counted (`padded_length`), and overhead.
     """
     order = np.argsort(lengths, kind="stable")
     ordered = lengths[order]
     least, first = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=np.int64)
     for end in range(1, len(order) + 1):  # the cheapest cut of the shortest `end` rows
-        longest = ordered[end - 1]
-        begin = min(max(0, end - max_tokens // longest), end - 1)
-        costs = least[begin:end] + np.arange(end - begin, 0, -1) * longest + overhead
-        first[end] = begin + costs.argmin()
+        n_rows = np.arange(end, 0, -1)  # of a last part that begins at 0, 1, ...
+        tokens = n_rows * padded_length(n_rows, ordered[end - 1])
+        costs = least[:end] + tokens + overhead
+        costs[:-1][tokens[:-1] > max_tokens] = np.inf
+        first[end] = costs.argmin()
         least[end] = costs.min()
     parts, end = [], len(order)
     while end:
@@ -57,15 +65,16 @@ def split_by_length(lengths: np.ndarray, max_tokens: int = PART_TOKENS, overhead
     return parts
 
 
-def micro_batch(features, rows: np.ndarray, pad_token_id: int, device: torch.device, outputs=None) -> list:
+def micro_batch(features, rows: np.ndarray, pad_token_id: int, device: torch.device, outputs=None, **limits) -> list:
     """What this process has to compute of a micro-batch: parts, each with its share of the micro-batch's rows.
 
     Args:
-        features: the data set, with `lengths` and `batch(rows, pad_token_id)`.
+        features: the data set, with `lengths`, `longest` and `batch(rows, pad_token_id, length)`.
         rows: numbers of the micro-batch's rows, those of all processes.
         pad_token_id: of the tokenizer.
         device: where the tensors go.
         outputs: (labels,) int64, the model's output for each label; None leaves `labels` as they are.
+        limits: of the parts, for `split_by_length`.
 
     Returns:
         (tensors, share) pairs. The sum of the parts' mean losses, each times its share, over all processes is the
@@ -78,10 +87,13 @@ def micro_batch(features, rows: np.ndarray, pad_token_id: int, device: torch.dev
     if len(mine) == 0:  # a share of nothing, so that this process, too, has gradients to add up
         mine, n_rows = by_length[:1], math.inf
     # A GPU is quicker with one large part: there the time goes into starting kernels.
-    parts = split_by_length(lengths[mine]) if device.type == "cpu" else [np.arange(len(mine))]
+    parts = split_by_length(lengths[mine], **limits) if device.type == "cpu" else [np.arange(len(mine))]
     shares = []
     for part in parts:
-        tensors = features.batch(rows[mine[part]], pad_token_id)
+        longest = int(lengths[mine[part]].max())
+        if device.type == "cpu":  # but not beyond what the model has positions for
+            longest = max(longest, min(padded_length(len(part), longest), features.longest))
+        tensors = features.batch(rows[mine[part]], pad_token_id, longest)
         if outputs is not None:
             tensors["labels"] = outputs[tensors["labels"]]
         if device.type == "cuda":  # copied while the GPU works on what came before

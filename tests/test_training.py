@@ -7,7 +7,14 @@ from conftest import save_bert
 from transformers import AutoModelForSequenceClassification
 
 from bert_of_theseus import compress
-from bert_of_theseus.training import micro_batch, optimizer_groups, split_by_length, train_batches, train_step
+from bert_of_theseus.training import (
+    micro_batch,
+    optimizer_groups,
+    padded_length,
+    split_by_length,
+    train_batches,
+    train_step,
+)
 from glue_processors import Features
 
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -89,23 +96,31 @@ def features_of(lengths: list[int], labels=None) -> Features:
 
 
 def test_a_batch_is_cut_where_least_time_is_lost():
-    lengths = np.array([10, 50, 11, 9, 48, 10, 50])
+    lengths = np.array([10, 48, 12, 9, 46, 11, 50, 44])
     parts = split_by_length(lengths, max_tokens=1000, overhead=5)
-    assert sorted(sorted(part.tolist()) for part in parts) == [[0, 2, 3, 5], [1, 4, 6]]
+    assert sorted(sorted(part.tolist()) for part in parts) == [[0, 2, 3, 5], [1, 4, 6, 7]]
     assert len(split_by_length(lengths, max_tokens=1000, overhead=10**6)) == 1
-    assert len(split_by_length(np.array([7] * 9), max_tokens=1000, overhead=1)) == 1
-    assert len(split_by_length(lengths, max_tokens=1000, overhead=0)) == 5  # one for each length
+    assert len(split_by_length(lengths, max_tokens=52 * 2, overhead=5)) == 4
+    assert len(split_by_length(np.array([7] * 16), max_tokens=1000, overhead=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "longest", "length"), [(1, 17, 32), (16, 17, 17), (4, 17, 20), (6, 8, 8), (3, 1, 16)]
+)
+def test_a_part_has_a_multiple_of_16_tokens(n_rows, longest, length):
+    assert padded_length(n_rows, longest) == length
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_cut_of_the_rows_in_order_is_cheaper_and_none_is_too_large(seed):
     rng = np.random.default_rng(seed)
-    lengths, max_tokens, overhead = rng.integers(1, 40, 9), int(rng.integers(20, 120)), int(rng.integers(0, 30))
+    lengths, max_tokens, overhead = rng.integers(1, 40, 9), int(rng.integers(20, 200)), int(rng.integers(0, 30))
 
     def cost(parts):
-        if any(len(part) > 1 and len(part) * max(part) > max_tokens for part in parts):
+        tokens = [len(part) * int(padded_length(len(part), max(part))) for part in parts]
+        if any(len(part) > 1 and n > max_tokens for part, n in zip(parts, tokens, strict=True)):
             return math.inf
-        return sum(len(part) * max(part) + overhead for part in parts)
+        return sum(tokens) + overhead * len(parts)
 
     parts = split_by_length(lengths, max_tokens, overhead)
     assert sorted(np.concatenate(parts)) == list(range(9))
@@ -113,6 +128,13 @@ def test_no_other_cut_of_the_rows_in_order_is_cheaper_and_none_is_too_large(seed
     cuts = [[i + 1 for i in range(8) if bits >> i & 1] for bits in range(2**8)]
     every = [[ordered[a:b] for a, b in zip([0, *cut], [*cut, 9], strict=True)] for cut in cuts]
     assert cost([lengths[part].tolist() for part in parts]) == min(map(cost, every))
+
+
+def test_no_part_is_padded_beyond_the_longest_row_of_the_data():
+    parts = micro_batch(features_of([3, 5, 29]), np.array([0, 1]), 0, torch.device("cpu"))
+    assert {tensors["input_ids"].shape[1] for tensors, _ in parts} <= set(range(5, 30))
+    ((tensors, share),) = micro_batch(features_of([3, 5, 29]), np.array([2]), 0, torch.device("cpu"))
+    assert tensors["input_ids"].shape == (1, 29) and share == 1
 
 
 @pytest.mark.parametrize("num_labels", [2, 1])

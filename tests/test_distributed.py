@@ -1,0 +1,156 @@
+"""Several processes on this machine's CPU, as torchrun starts them."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_bert, write_glue
+from safetensors.torch import load_file
+
+import run_glue
+
+ROOT = Path(__file__).parents[1]
+TRAIN = "--do_train --do_eval --evaluate_during_training --eval_all_checkpoints --num_train_epochs 2 --no_cuda "
+TRAIN += "--logging_steps 5 --save_steps 5 --learning_rate 1e-3 --max_seq_length 32 "
+TRAIN += "--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.05"
+
+
+def start(launcher: list[str], *args: object) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launcher, "run_glue.py", *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=150)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # a run that hangs leaves no processes behind either
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def mnli(tmp_path_factory) -> Path:
+    # 49 rows in batches of 8: the last one has a single row, and one process none.
+    return write_glue(tmp_path_factory.mktemp("data") / "MNLI", "mnli", n_train=49, n_dev=23)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tmp_path_factory) -> Path:
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return save_bert(tmp_path_factory.mktemp("model"), num_labels=3, **dropout)
+
+
+def arguments(model: Path, data: Path, output: Path, batch_size: int) -> list:
+    named = ["--task_name", "mnli", "--model_name_or_path", model, "--data_dir", data, "--output_dir", output]
+    return [*named, *TRAIN.split(), "--per_gpu_train_batch_size", batch_size]
+
+
+@pytest.fixture(scope="module")
+def one_process(without_dropout, mnli, tmp_path_factory) -> tuple[Path, str]:
+    """A run of one process with batches of 8: its folder and what it printed."""
+    output = tmp_path_factory.mktemp("one") / "output"
+    process = start([], *arguments(without_dropout, mnli, output, 8))
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    return output, out
+
+
+def without_seconds(table: list[str]) -> list[list[str]]:
+    return [line.split()[:-1] for line in table]
+
+
+def assert_the_same_run(output: Path, printed: str, one_process: tuple[Path, str]) -> None:
+    expected_output, expected = one_process
+    for name, weight in load_file(expected_output / "model.safetensors").items():
+        if "key.bias" not in name:  # its true gradient is zero: Adam makes steps of the rounding errors
+            torch.testing.assert_close(load_file(output / "model.safetensors")[name], weight, atol=1e-5, rtol=0)
+    lines, expected_lines = printed.splitlines(), expected.splitlines()
+    assert len(lines) == len(expected_lines)
+    for line, expected_line in zip(lines[:-4], expected_lines[:-4], strict=True):
+        assert json.loads(line) == pytest.approx(json.loads(expected_line), abs=1e-5)
+    assert without_seconds(lines[-3:]) == without_seconds(expected_lines[-3:])
+    assert (output / "eval_results.txt").read_text() == (expected_output / "eval_results.txt").read_text()
+    files, expected_files = (
+        sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if "tfevents" not in p.name)
+        for folder in (output, expected_output)
+    )
+    assert files == expected_files and len(list((output / "runs").iterdir())) == 1
+
+
+def test_two_processes_make_the_run_of_one_with_twice_the_batch(without_dropout, mnli, one_process, tmp_path):
+    output = tmp_path / "output"
+    process = start(run_glue.launch_arguments(2), *arguments(without_dropout, mnli, output, 4))
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    assert "14 of 8 examples" in err and "2 processes, 4 examples each" in err
+    assert err.count("Predecessor ") == 2  # its size and its score, each said once
+    assert_the_same_run(output, out, one_process)
+    assert json.loads((output / "run.json").read_text())["processes"] == 2
+
+
+def test_two_nodes_that_meet_on_the_network_make_it_too(without_dropout, mnli, one_process, tmp_path):
+    output = tmp_path / "output"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = "-m torch.distributed.run --nnodes=2 --nproc_per_node=1 --rdzv_backend=c10d --rdzv_id=test".split()
+    launcher += [f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1"]
+    nodes = [start(launcher, *arguments(without_dropout, mnli, output, 4)) for _ in range(2)]
+    (out, err), (other_out, other_err) = map(finish, nodes)
+    assert [node.returncode for node in nodes] == [0, 0], err + other_err
+    assert not (out and other_out)  # one of them holds the main process
+    assert_the_same_run(output, out or other_out, one_process)
+
+
+def test_what_a_user_did_wrong_is_told_once_by_all_processes_together(without_dropout, mnli, tmp_path):
+    process = start(run_glue.launch_arguments(2), *arguments(without_dropout, tmp_path / "no", tmp_path / "output", 4))
+    out, err = finish(process)
+    assert process.returncode == 1 and out == ""
+    assert [line for line in err.splitlines() if "run_glue.py: error" in line] == [
+        f"run_glue.py: error: {tmp_path}/no/train.tsv: no such file; mnli's train set should be there (MNLI of GLUE)"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_processes_end_when_one_is_killed(without_dropout, mnli, tmp_path):
+    output = tmp_path / "output"
+    args = arguments(without_dropout, mnli, output, 4)
+    process = start(run_glue.launch_arguments(2), *args, "--max_steps", 10**6, "--save_steps", 10**6)
+    try:
+        log, workers = output / "log.jsonl", []
+        deadline = time.monotonic() + 100
+        while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert log.stat().st_size
+        workers = [pid for pid in children(process.pid) if "run_glue.py" in command_line(pid)]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGKILL)
+    finally:
+        ended = time.monotonic()
+        _, err = finish(process)
+    assert process.returncode == 1 and time.monotonic() - ended < 60
+    assert not [pid for pid in workers if "run_glue.py" in command_line(pid)]
+    ours = [line for line in err.splitlines() if line.startswith("run_glue.py: ")]
+    assert ours in ([], ["run_glue.py: error: another process of this run has ended before its time"])
+    assert 'run_glue.py", line' not in err  # torchrun's own report has a traceback, ours has none
+    assert not list(output.rglob("*.tmp")) and not (output / "run.json").exists()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_line(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
