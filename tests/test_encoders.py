@@ -1,14 +1,20 @@
 """Whatever keeps its layers in a list can be compressed: every architecture with every head it has."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from conftest import BAD, GOOD, OTHER, save_roberta, write_glue
+from test_run_glue import arguments, run_here, score_again
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from bert_of_theseus import TheseusLayers, compress, export_successor, find_layers
+from bert_of_theseus.classifier import load_model, takes_token_types
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 4}
 TINY |= {"max_position_embeddings": 40, "initializer_range": 0.3, "pad_token_id": 1}
@@ -97,10 +103,10 @@ def outputs(model: nn.Module, batch: dict) -> torch.Tensor:
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
 
 
-def shake(model: nn.Module) -> None:
-    """Other weights than the predecessor's, or a mix-up of the two could not be seen."""
+def shake(layers: TheseusLayers) -> None:
+    """Other weights in each layer, or a mix-up of successor and predecessor could not be seen."""
     with torch.no_grad():
-        for p in model.parameters():
+        for p in layers.parameters():
             p.add_(torch.randn_like(p) * 0.05)
 
 
@@ -126,7 +132,7 @@ def test_the_drawn_layers_run_the_drawn_successor_layers_learn_and_the_export_is
     model = make(name, head)
     before = copy.deepcopy(model.config)
     layers = compress(model)
-    shake(model)
+    shake(layers)
     batch = make_batch(model, head)
     scc_n_layer = len(layers.successor)
     ran = record_runs(layers)
@@ -238,7 +244,7 @@ def test_in_evaluation_the_successors_hidden_states_come_out(name):
     batch = make_batch(model, head)
     model(**batch, output_hidden_states=True)  # transformers hooks the layers it sees at the first such call
     layers = compress(model)
-    shake(model)
+    shake(layers)
     with torch.no_grad():
         states = model(**batch, output_hidden_states=True).hidden_states
         again = export_successor(model)(**batch, output_hidden_states=True).hidden_states
@@ -451,3 +457,115 @@ def test_kinds_of_layers_that_a_model_tells_by_their_place_are_refused_where_the
     model = transformers.Qwen3ForSequenceClassification(config)
     compress(model)
     assert export_successor(model).config.layer_types == ["full_attention"] * 2
+
+
+# ------------------------------------------------------------------------------ the command line
+
+WORDS = [*GOOD, *BAD, *OTHER, "##s", "."]
+BERTS_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def save_wordpiece(folder: Path, tokenizer_class: str, special: list[str] = BERTS_TOKENS) -> None:
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]) + "\n")
+    getattr(transformers, tokenizer_class)(str(folder / "vocab.txt")).save_pretrained(folder)
+
+
+def save_whole_words(folder: Path, special: list[str], **roles: str) -> None:
+    """A tokenizer as newer models have it, of tokenizer.json alone."""
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=roles["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "sep_token" in roles:
+        cls, sep = roles["cls_token"], roles["sep_token"]
+        numbers = [(cls, vocabulary[cls]), (sep, vocabulary[sep])]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=numbers
+        )
+    names = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, **roles).save_pretrained(folder)
+
+
+def save_family(folder: Path, name: str) -> Path:
+    """A random classifier of the architecture with a tokenizer of its kind; pads as the tokenizer does."""
+    folder.mkdir(exist_ok=True)
+    berts = dict(zip(["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"], BERTS_TOKENS, strict=True))
+    pad = {"pad_token_id": 0}
+    if name == "roberta":
+        return save_roberta(folder)
+    if name in ("bert", "electra", "distilbert", "nomic_bert", "ernie"):
+        classes = {"electra": "ElectraTokenizerFast", "distilbert": "DistilBertTokenizerFast"}
+        save_wordpiece(folder, classes.get(name, "BertTokenizerFast"))
+    elif name == "mpnet":
+        save_wordpiece(folder, "MPNetTokenizerFast", ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"])
+        pad = {"pad_token_id": 1}
+    elif name in ("llama", "gpt2"):
+        save_whole_words(folder, ["<unk>", "<s>", "</s>"], unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+        pad = {"pad_token_id": None}  # as they are published
+    else:
+        save_whole_words(folder, BERTS_TOKENS, **berts)
+    make(name, **pad, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
+    return folder
+
+
+TAKES_TYPES = {"bert", "electra", "nomic_bert", "ernie"}
+FAMILIES = [*TAKES_TYPES, "roberta", "distilbert", "mpnet", "deberta-v3", "modernbert", "llama", "gpt2"]
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_command_compresses_the_family_and_gives_it_the_inputs_it_takes(name, tmp_path):
+    folder = save_family(tmp_path / "predecessor", name)
+    data, output = write_glue(tmp_path / "MRPC", "mrpc", n_train=16, n_dev=16), tmp_path / "successor"
+    assert takes_token_types(load_model(str(folder), ("0", "1"), max_seq_length=32).model) == (name in TAKES_TYPES)
+    flags = "--do_train --do_eval --max_steps 3 --save_steps 0 --replacing_rate 0.7 --per_gpu_eval_batch_size 5"
+    run_here(*arguments("mrpc", folder, data, output, *flags.split()))
+    n_layer = AutoConfig.from_pretrained(folder).num_hidden_layers
+    successor = AutoModelForSequenceClassification.from_pretrained(output)
+    assert successor.config.num_hidden_layers == n_layer // 2
+    assert len(successor.get_submodule(find_layers(successor))) == n_layer // 2
+    # In batches with padding it scored as transformers alone scores its folder row by row.
+    results = json.loads((output / "run.json").read_text())["last"]["metrics"]
+    assert results == pytest.approx(score_again(output, data, "mrpc"))
+
+
+def save_as_in_2020(folder: Path, gamma_and_beta: bool) -> Path:
+    """A predecessor as transformers 2.x saved it: pickled weights, a short config, no tokenizer.json."""
+    save_family(folder, "bert")
+    weights = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    weights["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    if gamma_and_beta:
+        weights = {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): weight
+            for name, weight in weights.items()
+        }
+    for path in folder.iterdir():
+        if path.name != "vocab.txt":
+            path.unlink()
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    config = {name: TINY[name] for name in TINY if name not in ("pad_token_id", "initializer_range")}
+    config |= {"attention_probs_dropout_prob": 0.1, "finetuning_task": "mrpc", "hidden_act": "gelu", "num_labels": 2}
+    config |= {"hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12, "output_attentions": False, "output_past": True}
+    config |= {"pruned_heads": {}, "torchscript": False, "type_vocab_size": 2, "use_bfloat16": False}
+    config |= {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}
+    config |= {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "eos_token_ids": 0}
+    config |= {"do_sample": False, "length_penalty": 1.0, "max_length": 20, "num_beams": 1, "temperature": 1.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    roles = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(roles | {"mask_token": "[MASK]"}))
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": true, "max_len": 512, "init_inputs": []}')
+    (folder / "added_tokens.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(b"not looked at")
+    return folder
+
+
+@pytest.mark.parametrize("gamma_and_beta", [False, True])
+def test_a_predecessor_folder_of_2020_is_compressed(gamma_and_beta, tmp_path):
+    folder = save_as_in_2020(tmp_path / "predecessor", gamma_and_beta)
+    now = save_family(tmp_path / "now", "bert")
+    ids = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]])}
+    old, new = (load_model(str(path), ("0", "1"), max_seq_length=32) for path in (folder, now))
+    assert torch.equal(old.model.eval()(**ids).logits, new.model.eval()(**ids).logits)
+    assert old.tokenizer("Good films.", "bad")["input_ids"] == new.tokenizer("Good films.", "bad")["input_ids"]
+    data, output = write_glue(tmp_path / "MRPC", "mrpc", n_train=16, n_dev=8), tmp_path / "successor"
+    flags = "--do_train --do_eval --do_lower_case --max_steps 2 --save_steps 0 --replacing_rate 0.7"
+    run_here(*arguments("mrpc", folder, data, output, *flags.split()))
+    assert AutoModelForSequenceClassification.from_pretrained(output).config.num_hidden_layers == 2
