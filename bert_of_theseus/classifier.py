@@ -1,6 +1,7 @@
 """Load a sequence classifier with its labels in the task's order, and predict with it."""
 
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -126,6 +127,10 @@ def load_model(
         model.config.id2label = {output: label for label, output in zip(labels, order, strict=True)}
         model.config.label2id = dict(zip(labels, order, strict=True))
     tokenizer = load_tokenizer(tokenizer_name or path, cache_dir, do_lower_case)
+    if tokenizer.pad_token is None:  # as decoders have it; the mask tells padding from a sentence's end
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if model.config.pad_token_id is None:  # by which a decoder's head finds the last token of a row
+        model.config.pad_token_id = tokenizer.pad_token_id
     longest = min(tokenizer.model_max_length, positions(model) or max_seq_length)
     if max_seq_length > longest:
         raise UserError(f"{path} takes {longest} tokens at most, not a max_seq_length of {max_seq_length}")
@@ -180,14 +185,17 @@ def label_order(labels: Sequence[str], names: list[str]) -> list[int]:
 def positions(model: torch.nn.Module) -> int | None:
     """Tokens that the model has positions for; None where nothing limits them."""
     n_positions = getattr(model.config, "max_position_embeddings", None)
+    if n_positions is None or n_positions < 1:  # XLNet's -1
+        return None
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding_idx = getattr(embedding, "padding_idx", None)  # RoBERTa counts positions from the one after it
-    return n_positions if n_positions is None or padding_idx is None else n_positions - padding_idx - 1
+    return n_positions if padding_idx is None else n_positions - padding_idx - 1
 
 
 def takes_token_types(model: torch.nn.Module) -> bool:
     """Whether the model tells a pair's two sentences apart by `token_type_ids`."""
-    return (getattr(model.config, "type_vocab_size", None) or 0) > 1
+    has_types = (getattr(model.config, "type_vocab_size", None) or 0) > 1
+    return has_types and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def predict(model: torch.nn.Module, features, batch_size: int, pad_token_id: int) -> torch.Tensor:

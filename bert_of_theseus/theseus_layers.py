@@ -6,6 +6,8 @@ own code stays as it is and any encoder that keeps its layers in a list will do.
 """
 
 import copy
+import inspect
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,7 +20,9 @@ class TheseusLayers(nn.Module):
     The `L` predecessor layers form `S` modules of `L / S` consecutive layers; successor layer `i`
     stands in for module `i` and starts as a copy of predecessor layer `i`. In training a walk takes,
     for each module, the successor layer with probability `replacing_rate`, else the predecessor's
-    layers; in evaluation it takes the successor's layers alone.
+    layers; in evaluation it takes the successor's layers alone. Where `compress` has put it into a
+    model, one walk belongs to one forward pass of the module that holds it, which may iterate, index
+    and slice as it likes; elsewhere each iteration is a walk of its own.
 
     The predecessor's layers are frozen here. They run in training mode, dropout included.
 
@@ -45,6 +49,7 @@ class TheseusLayers(nn.Module):
         self.replacing_rate = 1.0
         self.generator = torch.Generator().manual_seed(seed)
         self._fixed_draw: list[bool] | None = None
+        self._path: list[nn.Module] | None = None  # of the forward pass under way
 
     def set_replacing_rate(self, replacing_rate: float) -> None:
         """Set the probability with which each module is replaced; ValueError outside (0, 1]."""
@@ -69,17 +74,48 @@ class TheseusLayers(nn.Module):
             raise ValueError(f"a draw for {len(self.successor)} modules has as many bools, not {len(replaced)}")
         self._fixed_draw = None if replaced is None else [bool(r) for r in replaced]
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        """Walk over the layers that run in this forward pass: `y_{i+1} = r_i * scc_i(y_i) + (1 - r_i) * prd_i(y_i)`."""
+    def _draw_path(self) -> list[nn.Module]:
+        """The layers of a new walk: `y_{i+1} = r_i * scc_i(y_i) + (1 - r_i) * prd_i(y_i)`."""
         if not self.training:
-            return iter(self.successor)
+            return list(self.successor)
         replaced = self.draw_replacements() if self._fixed_draw is None else self._fixed_draw
         predecessor = list(self.predecessor)
         module_size = len(predecessor) // len(self.successor)
         path: list[nn.Module] = []
         for i, successor_layer in enumerate(self.successor):
             path += [successor_layer] if replaced[i] else predecessor[i * module_size : (i + 1) * module_size]
-        return iter(path)
+        return path
+
+    def _known_path(self) -> list[nn.Module]:
+        if self._path is None and self.training:
+            raise TypeError("which layers run in training is drawn by the forward pass: outside it, iterate")
+        return self._draw_path() if self._path is None else self._path
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Walk over the layers that run in this forward pass."""
+        return iter(self._draw_path() if self._path is None else self._path)
+
+    def __len__(self) -> int:
+        """The number of layers that run in this forward pass; TypeError in training outside one."""
+        return len(self._known_path())
+
+    def __getitem__(self, index: int | slice) -> nn.Module | list[nn.Module]:
+        """The layers that run in this forward pass, by position; TypeError in training outside one."""
+        return self._known_path()[index]
+
+    def __bool__(self) -> bool:
+        return True  # whatever its length
+
+
+# The hooks look for the list in the module they are called with: in a replica it is another one.
+def _start_walk(owner: nn.Module, inputs: tuple) -> None:
+    layers = next(child for child in owner.children() if isinstance(child, TheseusLayers))
+    layers._path = layers._draw_path()
+
+
+def _end_walk(owner: nn.Module, inputs: tuple, output: object) -> None:
+    layers = next(child for child in owner.children() if isinstance(child, TheseusLayers))
+    layers._path = None
 
 
 def find_layers(model: nn.Module) -> str:
@@ -89,25 +125,53 @@ def find_layers(model: nn.Module) -> str:
         model: a `transformers` model.
 
     Raises:
-        ValueError: the model has no such list, several of them, or is compressed already.
+        ValueError: the model has no such list, several of them, is an encoder-decoder, runs its layers by
+            their numbers or treats them by their place in the list, or is compressed already.
     """
     kind = type(model).__name__
     if any(isinstance(module, TheseusLayers) for module in model.modules()):
         raise ValueError(f"this {kind} is compressed already: export its successor first")
     if not hasattr(model, "config"):
         raise ValueError(f"{kind} is not a model of transformers: it has no config")
-    n_layer = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layer and len({type(layer) for layer in module}) == 1
-    ]
+    config = model.config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{kind} has an encoder and a decoder; only a model with one list of layers can be compressed")
+    n_layer = getattr(config, "num_hidden_layers", None)
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found = [name for name, module in lists.items() if len(module) == n_layer]
     # A list inside the layers of another one is a part of those layers.
-    names = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
-    if len(names) != 1:
-        found = f"{len(names)} of them ({', '.join(names)})" if names else "none"
-        raise ValueError(f"{kind} should hold one list of {n_layer} equal layers (num_hidden_layers); found {found}")
-    return names[0]
+    found = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    kinds = [{type(layer) for layer in lists[name]} for name in found]
+    if len(found) != 1 or len(kinds[0]) > 1 or nn.ModuleList in kinds[0]:
+        what = f"{len(found)} of them ({', '.join(found)})" if len(found) > 1 else "none"
+        if len(found) == 1:
+            what = f"{found[0]} of {', '.join(sorted(k.__name__ for k in kinds[0]))}"
+        raise ValueError(
+            f"{kind} should hold one list of {n_layer} equal layers (num_hidden_layers), none of them shared; "
+            f"found {what}"
+        )
+    _check_walk(model.get_submodule(found[0].rpartition(".")[0]), config)
+    return found[0]
+
+
+def _check_walk(owner: nn.Module, config) -> None:
+    """ValueError where `owner` ties layers to their place in the list, which a walk with replaced modules shifts.
+
+    Models differ in how they walk over their layers, and only their code tells.
+    """
+    try:
+        code = inspect.getsource(type(owner).forward)
+    except OSError:  # no source on this machine
+        return
+    kind = type(owner).__name__
+    if re.search(r"in range\(self\.(config\.)?(num_hidden_layers|n_layers?)\)", code):
+        raise ValueError(f"{kind} runs its layers by their numbers in the config: none of them can be left out")
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if len(kinds) > 1 and re.search(r"\blayer_types\[", code):
+        raise ValueError(
+            f"{kind} mixes layers of several kinds ({', '.join(kinds)}) and tells them by their place in the list, "
+            "which replacing shifts"
+        )
 
 
 def successor_size(n_layer: int, scc_n_layer: int | None = None) -> int:
@@ -126,7 +190,8 @@ def successor_size(n_layer: int, scc_n_layer: int | None = None) -> int:
 def compress(model: nn.Module, scc_n_layer: int | None = None, seed: int = 42) -> TheseusLayers:
     """Put `TheseusLayers` in the place of the model's list of layers, and freeze all but the successor.
 
-    The model is changed in place; its config stays the predecessor's until `export_successor`.
+    The model is changed in place; its config stays the predecessor's until `export_successor`, but that
+    `use_cache` is off.
     Embeddings, pooler and head are frozen too, and shared by the successor (section 3.2 of the paper).
 
     Args:
@@ -135,16 +200,48 @@ def compress(model: nn.Module, scc_n_layer: int | None = None, seed: int = 42) -
         seed: of the draws.
 
     Raises:
-        ValueError: the list of layers cannot be found, or not be cut into `scc_n_layer` modules.
+        ValueError: the list of layers cannot be found or replaced (`find_layers`), or not be cut into
+            `scc_n_layer` modules.
     """
     name = find_layers(model)
     parent_name, _, attribute = name.rpartition(".")
-    predecessor = model.get_submodule(name)
-    layers = TheseusLayers(predecessor, successor_size(len(predecessor), scc_n_layer), seed)
+    owner, predecessor = model.get_submodule(parent_name), model.get_submodule(name)
+    config = model.config.get_text_config()
+    scc_n_layer = successor_size(len(predecessor), scc_n_layer)
+    _cut(copy.deepcopy(config), scc_n_layer)  # now, not after training, should it fail
+    layers = TheseusLayers(predecessor, scc_n_layer, seed)
     model.requires_grad_(False)
-    setattr(model.get_submodule(parent_name), attribute, layers.train(predecessor.training))
+    setattr(owner, attribute, layers.train(predecessor.training))
     layers.successor.requires_grad_(True)
+    layers._hooks = [
+        owner.register_forward_pre_hook(_start_walk),
+        owner.register_forward_hook(_end_walk, always_call=True),
+    ]
+    # A key-value cache has one place for each layer number, which successor and predecessor layers share.
+    layers._use_cache = getattr(config, "use_cache", None)
+    if layers._use_cache:
+        config.use_cache = False
     return layers
+
+
+def _cut(config, n_layer: int) -> None:
+    """Make the config one of `n_layer` layers, its lists with an entry a layer included; ValueError if it won't be."""
+    before = config.num_hidden_layers
+    cut = {
+        name: value[:n_layer]
+        for name, value in vars(config).items()
+        if isinstance(value, list | tuple) and len(value) == before and ("layer" in name or "attention" in name)
+    }
+    config.num_hidden_layers = n_layer  # under its own name for this config
+    for name, value in cut.items():
+        setattr(config, name, value)
+    try:
+        again = type(config).from_dict(config.to_dict()).num_hidden_layers
+    except Exception as error:  # whatever the config's own checks raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{type(config).__name__} cannot be made one of {n_layer} layers: {reason}") from error
+    if again != n_layer:
+        raise ValueError(f"{type(config).__name__} cannot be made one of {n_layer} layers: reloaded, it has {again}")
 
 
 def export_successor(model: nn.Module) -> nn.Module:
@@ -167,5 +264,10 @@ def export_successor(model: nn.Module) -> nn.Module:
     copies: dict[int, object] = {}
     copies[id(layers)] = copy.deepcopy(layers.successor, copies)
     successor = copy.deepcopy(model, copies)
-    successor.config.get_text_config().num_hidden_layers = len(layers.successor)
+    for hook in copy.deepcopy(layers._hooks, copies):  # the copy's own
+        hook.remove()
+    config = successor.config.get_text_config()
+    _cut(config, len(layers.successor))
+    if layers._use_cache:
+        config.use_cache = True
     return successor.requires_grad_(True).eval()
