@@ -87,6 +87,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--baseline", action="store_true", help="time the 2020 release's way too, and say how many times faster we are")
     add("--without", action="store_true", help="time it without each of what makes it fast, one at a time")
     add("--compiled", action="store_true", help="time --torch_compile too")
+    add("--whole_runs", type=at_least(0), default=0, metavar="SEEDS", help="hold dev metrics of whole runs too")
+    add("--num_train_epochs", type=above(0), default=3, help="of the whole runs (default: %(default)s)")
+    add("--learning_rate", type=above(0), default=5e-5, help="of the whole runs (default: %(default)s)")
     add("--no_memory", action="store_true", help="leave out peak memory, for which each way runs again on its own")
     add("--json", metavar="FILE", help="write all figures there as well")
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
@@ -118,6 +121,8 @@ def main(args: argparse.Namespace) -> None:
         figures["training"] = training(setting)
         figures["inference"] = inference(setting)
         figures["start-up"] = start_up(args)
+        if args.whole_runs:
+            figures["whole runs"] = whole_runs(setting)
         if args.json:
             write_whole(Path(args.json), (json.dumps(figures, indent=2) + "\n").encode())
 
@@ -135,7 +140,6 @@ class Setting:
         import torch
 
         from bert_of_theseus.classifier import load_model, takes_token_types
-        from bert_of_theseus.training import train_batches
 
         self.args = args
         self.task = TASKS[args.task_name]
@@ -153,12 +157,19 @@ class Setting:
             )
             for split in ("train", "dev")
         )
-        batches = train_batches(len(self.train), args.per_gpu_train_batch_size, 1, seed=0)
-        self.steps = []  # (rows, replacing rate) of each
-        for i in range(args.steps):
-            done = (i + 0.5) / args.steps  # share of the run
-            rate = min(1.0, args.replacing_rate + (1 - args.replacing_rate) * done / args.rate_1_after)
-            self.steps.append((next(batches)[1][0], rate))
+        self.steps = self.steps_of_a_run(args.steps, seed=0)
+
+    def steps_of_a_run(self, n_steps: int, seed: int) -> list:
+        """(rows, replacing rate) of as many steps, the rates spread over a whole run."""
+        from bert_of_theseus.training import train_batches
+
+        batches = train_batches(len(self.train), self.args.per_gpu_train_batch_size, 1, seed)
+        steps = []
+        for i in range(n_steps):
+            done = (i + 0.5) / n_steps  # share of the run
+            rate = self.args.replacing_rate + (1 - self.args.replacing_rate) * done / self.args.rate_1_after
+            steps.append((next(batches)[1][0], min(1.0, rate)))
+        return steps
 
 
 def padded(batch: dict, length: int, pad_token_id: int) -> dict:
@@ -188,7 +199,8 @@ class Trainer:
         self.model = model.train()
         self.layers = compress(self.model, setting.args.scc_n_layer)
         groups = optimizer_groups(self.model, 0.0)
-        self.optimizer = torch.optim.AdamW(groups, 2e-5, fused=way.fused)
+        self.optimizer = torch.optim.AdamW(groups, setting.args.learning_rate, fused=way.fused)
+        self.schedulers: list = []
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=False)
         if way.release or way.all_gradients:
             self.model.requires_grad_(True)
@@ -214,8 +226,10 @@ class Trainer:
         self.marks[phase].append(sign * self.now())
 
     def step(self, i: int) -> dict[str, float]:
-        """Make the i-th step; returns seconds by phase."""
-        rows, rate = self.setting.steps[i]
+        """Make the i-th of the sampled steps; returns seconds by phase."""
+        return self.make_step(i, *self.setting.steps[i])
+
+    def make_step(self, i: int, rows, rate: float) -> dict[str, float]:
         self.layers.set_replacing_rate(rate)
         self.layers.generator.manual_seed(i)
         for marks in self.marks.values():
@@ -254,7 +268,7 @@ class Trainer:
         from bert_of_theseus.training import train_step
 
         dtype = torch.bfloat16 if self.way.bf16 else None
-        loss = train_step(self.model, self.layers, [parts], self.optimizer, [], 1.0, self.scaler, dtype)
+        loss = train_step(self.model, self.layers, [parts], self.optimizer, self.schedulers, 1.0, self.scaler, dtype)
         if loss is None and self.way.undrawn_too:
             self.layers.fix_draw([False] * len(self.layers.successor))
             for tensors, _ in parts:
@@ -269,6 +283,8 @@ class Trainer:
         self.model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+        for scheduler in self.schedulers:
+            scheduler.step()
         self.model.zero_grad(set_to_none=False)
 
     def kernels(self):
@@ -448,6 +464,47 @@ def inference(setting: Setting) -> dict:
         pairs = zip(taken["successor, the release's way"], taken["successor"], strict=True)
         figures["times_the_release"] = statistics.median(a / b for (a, _), (b, _) in pairs)
         print(f"Prediction is {figures['times_the_release']:.2f} times as fast as the release's way")
+    return figures
+
+
+# -------------------------------------------------------------------------------------- whole runs
+
+
+def whole_runs(setting: Setting) -> dict:
+    """Train whole runs of run_glue.py's way and the release's, and print their dev metrics and seconds."""
+    import torch
+    from transformers import get_linear_schedule_with_warmup
+
+    from bert_of_theseus.classifier import predict
+    from glue_processors import compute_metrics
+
+    args, task = setting.args, setting.task
+    n_steps = int(-(-len(setting.train) // args.per_gpu_train_batch_size) * args.num_train_epochs)
+    figures: dict[str, dict] = {way.name: {"dev": [], "seconds": []} for way in (OURS, RELEASE)}
+    for seed in range(args.whole_runs):
+        steps = setting.steps_of_a_run(n_steps, seed)
+        for way in (OURS, RELEASE):
+            torch.manual_seed(seed)
+            trainer = Trainer(setting, way, copy.deepcopy(setting.loaded.model))
+            trainer.schedulers.append(get_linear_schedule_with_warmup(trainer.optimizer, 0, n_steps))
+            start = time.perf_counter()
+            with trainer.kernels():
+                for i, (rows, rate) in enumerate(steps):
+                    trainer.make_step(seed * n_steps + i, rows, rate)
+                seconds = trainer.now() - start
+                logits = predict(trainer.model, setting.dev, args.per_gpu_eval_batch_size, setting.pad_token_id)
+            predictions = logits[:, setting.loaded.label_order].argmax(1) if task.labels else logits[:, 0]
+            score = compute_metrics(task, predictions.numpy(), setting.dev.labels)[task.main_metric]
+            figures[way.name]["dev"].append(score)
+            figures[way.name]["seconds"].append(seconds)
+            print(f"seed {seed}, {way.name}: {task.main_metric} {score:.4f} in {seconds:.0f} s", flush=True)
+    table = [[f"{args.whole_runs} runs of {n_steps} steps", task.main_metric, "standard error", "seconds"]]
+    for name, f in figures.items():
+        f["mean"] = statistics.fmean(f["dev"])
+        f["standard_error"] = statistics.stdev(f["dev"]) / len(f["dev"]) ** 0.5 if args.whole_runs > 1 else float("nan")
+        mean_seconds = f"{statistics.fmean(f['seconds']):.0f}"
+        table.append([name, f"{f['mean']:.4f}", f"{f['standard_error']:.4f}", mean_seconds])
+    print(f"\n{aligned(table)}")
     return figures
 
 
