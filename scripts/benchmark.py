@@ -201,6 +201,7 @@ class Trainer:
         groups = optimizer_groups(self.model, 0.0)
         self.optimizer = torch.optim.AdamW(groups, setting.args.learning_rate, fused=way.fused)
         self.schedulers: list = []
+        self.max_grad_norm = 1.0
         self.scaler = torch.amp.GradScaler(setting.device.type, enabled=False)
         if way.release or way.all_gradients:
             self.model.requires_grad_(True)
@@ -268,7 +269,9 @@ class Trainer:
         from bert_of_theseus.training import train_step
 
         dtype = torch.bfloat16 if self.way.bf16 else None
-        loss = train_step(self.model, self.layers, [parts], self.optimizer, self.schedulers, 1.0, self.scaler, dtype)
+        loss = train_step(
+            self.model, self.layers, [parts], self.optimizer, self.schedulers, self.max_grad_norm, self.scaler, dtype
+        )
         if loss is None and self.way.undrawn_too:
             self.layers.fix_draw([False] * len(self.layers.successor))
             for tensors, _ in parts:
@@ -281,7 +284,7 @@ class Trainer:
         import torch
 
         self.model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
         for scheduler in self.schedulers:
             scheduler.step()

@@ -103,8 +103,9 @@ def compare(args: argparse.Namespace) -> str:
 def main(args: argparse.Namespace) -> None:
     log_plainly()
     from bert_of_theseus.classifier import UserError
+    from bert_of_theseus.cpu_kernels import fast_kernels
 
-    with one_line_errors("compare.py", UserError, GlueDataError):
+    with one_line_errors("compare.py", UserError, GlueDataError), fast_kernels():
         print(compare(args))
 
 

@@ -278,8 +278,9 @@ def main(args: argparse.Namespace) -> None:
         return
     log_plainly()
     from bert_of_theseus.classifier import UserError
+    from bert_of_theseus.cpu_kernels import fast_kernels
 
-    with one_line_errors("predict_glue.py", UserError, GlueDataError, SubmissionError):
+    with one_line_errors("predict_glue.py", UserError, GlueDataError, SubmissionError), fast_kernels():
         if args.runs_dir:
             report(args.output_dir / "submission.zip", predict_all(args))
         else:

@@ -20,7 +20,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 
 GOOD = ["good", "fine", "great", "lovely", "happy"]
 BAD = ["bad", "poor", "awful", "ugly", "sad"]

@@ -2,6 +2,7 @@ import re
 import shlex
 from pathlib import Path
 
+import benchmark
 import download_glue
 import predict_glue
 import summarize
@@ -53,7 +54,9 @@ def test_the_table_of_flags_is_that_of_the_command():
 
 
 def test_the_commands_of_the_readme_are_accepted_as_they_stand():
-    parsers = {script.__name__: script.parse_args for script in (run_glue, download_glue, predict_glue, summarize)}
+    parsers = {
+        script.__name__: script.parse_args for script in (run_glue, download_glue, predict_glue, summarize, benchmark)
+    }
     parsed = []
     for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
         words = shlex.split(line.replace("$TASK_NAME", "MRPC").replace("$TASK", "MRPC"), comments=True)
@@ -61,7 +64,7 @@ def test_the_commands_of_the_readme_are_accepted_as_they_stand():
         if at is not None:
             parsers[Path(words[at]).stem](words[at + 1 :])
             parsed.append(Path(words[at]).stem)
-    assert parsed.count("run_glue") == 5 and set(parsed) == set(parsers)
+    assert parsed.count("run_glue") == 6 and set(parsed) == set(parsers)
 
 
 def test_every_file_that_the_readme_names_is_there():
