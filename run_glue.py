@@ -451,20 +451,20 @@ def choose_device(args: argparse.Namespace) -> torch.device:
 
 def use_all_gpus(args: argparse.Namespace) -> None:
     """On a machine with several GPUs start again as one process for each of them; returns where there is one."""
-    n_gpus = 0 if args.no_cuda or "WORLD_SIZE" in os.environ else torch.cuda.device_count()
-    if n_gpus > 1:
+    command = launch_command(args, torch.cuda.device_count())
+    if command:
         logger.info(
-            "Using all %d GPUs, as torchrun --nproc_per_node=%d run_glue.py would; CUDA_VISIBLE_DEVICES=0 uses one",
-            n_gpus,
-            n_gpus,
+            "Using all GPUs, as %s would; CUDA_VISIBLE_DEVICES=0 uses one", " ".join(["torchrun", *command[2:]])
         )
         sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, *launch_arguments(n_gpus), *sys.argv])
+        os.execv(sys.executable, [sys.executable, *command, *sys.argv])
 
 
-def launch_arguments(n_processes: int) -> list[str]:
-    """What Python is given to run a script in several processes of this machine."""
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+def launch_command(args: argparse.Namespace, n_gpus: int) -> list[str]:
+    """What Python is given to run a script in one process for each GPU; nothing where this process will do."""
+    if n_gpus < 2 or args.no_cuda or "WORLD_SIZE" in os.environ:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpus}"]
 
 
 def count_parameters(module: torch.nn.Module) -> int:

@@ -15,9 +15,8 @@ import torch
 from conftest import save_bert, write_glue
 from safetensors.torch import load_file
 
-import run_glue
-
 ROOT = Path(__file__).parents[1]
+TWO_PROCESSES = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
 TRAIN = "--do_train --do_eval --evaluate_during_training --eval_all_checkpoints --num_train_epochs 2 --no_cuda "
 TRAIN += "--logging_steps 5 --save_steps 5 --learning_rate 1e-3 --max_seq_length 32 "
 TRAIN += "--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.05"
@@ -89,7 +88,7 @@ def assert_the_same_run(output: Path, printed: str, one_process: tuple[Path, str
 
 def test_two_processes_make_the_run_of_one_with_twice_the_batch(without_dropout, mnli, one_process, tmp_path):
     output = tmp_path / "output"
-    process = start(run_glue.launch_arguments(2), *arguments(without_dropout, mnli, output, 4))
+    process = start(TWO_PROCESSES, *arguments(without_dropout, mnli, output, 4))
     out, err = finish(process)
     assert process.returncode == 0, err
     assert "14 of 8 examples" in err and "2 processes, 4 examples each" in err
@@ -113,7 +112,7 @@ def test_two_nodes_that_meet_on_the_network_make_it_too(without_dropout, mnli, o
 
 
 def test_what_a_user_did_wrong_is_told_once_by_all_processes_together(without_dropout, mnli, tmp_path):
-    process = start(run_glue.launch_arguments(2), *arguments(without_dropout, tmp_path / "no", tmp_path / "output", 4))
+    process = start(TWO_PROCESSES, *arguments(without_dropout, tmp_path / "no", tmp_path / "output", 4))
     out, err = finish(process)
     assert process.returncode == 1 and out == ""
     assert [line for line in err.splitlines() if "run_glue.py: error" in line] == [
@@ -125,7 +124,7 @@ def test_what_a_user_did_wrong_is_told_once_by_all_processes_together(without_dr
 def test_all_processes_end_when_one_is_killed(without_dropout, mnli, tmp_path):
     output = tmp_path / "output"
     args = arguments(without_dropout, mnli, output, 4)
-    process = start(run_glue.launch_arguments(2), *args, "--max_steps", 10**6, "--save_steps", 10**6)
+    process = start(TWO_PROCESSES, *args, "--max_steps", 10**6, "--save_steps", 10**6)
     try:
         log, workers = output / "log.jsonl", []
         deadline = time.monotonic() + 100

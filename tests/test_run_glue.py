@@ -365,6 +365,35 @@ def test_bf16_trains_and_still_writes_float32(bert_folder, mrpc, tmp_path):
     assert {w.dtype for w in load_file(tmp_path / "s" / "model.safetensors").values()} == {torch.float32}
 
 
+def test_gradient_checkpointing_trains_the_same(bert_folder, mrpc, tmp_path):
+    flags = ["--do_train", "--max_steps", 4, "--replacing_rate", 0.5, "--steps_for_replacing", 9, "--save_steps", 0]
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "a", *flags))
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "b", *flags, "--gradient_checkpointing"))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(tmp_path, mrpc):
+    folder = save_bert(tmp_path / "model", n_layer=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    flags = ["--do_train", "--do_eval", "--max_steps", 4, "--replacing_rate", 0.5, "--steps_for_replacing", 9]
+    run_here(*arguments("mrpc", folder, mrpc, tmp_path / "a", *flags))
+    run_here(*arguments("mrpc", folder, mrpc, tmp_path / "b", *flags, "--torch_compile"))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a if "key.bias" not in name)
+
+
+def test_all_gpus_of_a_machine_are_used_and_no_process_that_was_started_so_starts_more(monkeypatch):
+    needed = ["--task_name", "mrpc", "--model_name_or_path", "m", "--data_dir", "d", "--output_dir", "o", "--do_eval"]
+    args, on_cpu = run_glue.parse_args(needed), run_glue.parse_args([*needed, "--no_cuda"])
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert run_glue.launch_command(args, 3)[-1] == "--nproc_per_node=3"
+    assert not run_glue.launch_command(args, 1) and not run_glue.launch_command(on_cpu, 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert not run_glue.launch_command(args, 3)
+
+
 def test_weights_saved_in_half_precision_are_trained_in_float32(tmp_path, mrpc):
     folder = save_bert(tmp_path / "half")
     weights = load_file(folder / "model.safetensors")
@@ -499,6 +528,7 @@ COMPRESS = [*TRAIN, "--replacing_rate", 0.5, "--steps_for_replacing", 1]
         ([*TRAIN, "--max_seq_length", 100], "takes 66 tokens at most, not a max_seq_length of 100"),
         ([*TRAIN, "--seed", 2**32], "--seed 4294967296 is not below 2**32"),
         ([*TRAIN, "--fp16"], "--fp16 needs a GPU"),
+        ([*TRAIN, "--tf32"], "--tf32 needs a GPU"),
         ([*TRAIN, "--no_such_flag"], "unrecognized arguments: --no_such_flag"),
     ],
 )  # fmt: skip
