@@ -292,11 +292,12 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
             if layers:
                 in_force["replacing_rate"] = layers.replacing_rate
             epoch, rows = next(batches)
+            micro_batches = [to_tensors(r) for r in rows]
             model.train()
             loss = train_step(
                 model,
                 layers,
-                [to_tensors(r) for r in rows],
+                micro_batches,
                 optimizer,
                 schedulers,
                 args.max_grad_norm,
@@ -308,7 +309,8 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
             if loss is not None:
                 losses.append(loss)
             if bar.update():  # reading the loss waits for the device, so only when the bar is redrawn
-                shown = {"loss": losses[-1].item() * distributed.n_processes()} if losses else {}
+                share = sum(share for parts in micro_batches for _, share in parts) / len(micro_batches)
+                shown = {"loss": losses[-1].item() / share} if losses else {}
                 if layers:
                     shown["rate"] = layers.replacing_rate
                 bar.set_description(f"Epoch {epoch + 1}", refresh=False)
@@ -453,16 +455,14 @@ def use_all_gpus(args: argparse.Namespace) -> None:
     """On a machine with several GPUs start again as one process for each of them; returns where there is one."""
     command = launch_command(args, torch.cuda.device_count())
     if command:
-        logger.info(
-            "Using all GPUs, as %s would; CUDA_VISIBLE_DEVICES=0 uses one", " ".join(["torchrun", *command[2:]])
-        )
-        sys.stderr.flush()
+        torchrun = " ".join(["torchrun", *command[2:]])
+        print(f"Using all GPUs, as {torchrun} would; CUDA_VISIBLE_DEVICES=0 uses one", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *command, *sys.argv])
 
 
 def launch_command(args: argparse.Namespace, n_gpus: int) -> list[str]:
     """What Python is given to run a script in one process for each GPU; nothing where this process will do."""
-    if n_gpus < 2 or args.no_cuda or "WORLD_SIZE" in os.environ:
+    if n_gpus < 2 or args.no_cuda or distributed.is_launched():
         return []
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_gpus}"]
 
@@ -505,6 +505,8 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
             first_at_1 = math.ceil((1 - rate) / k - 1e-9) + 1 if k else math.inf
             end = f"1 at step {first_at_1:,}" if first_at_1 <= n_steps else f"{rate + k * (n_steps - 1):.3g} at the end"
             say("Rate", f"from {rate:g} linearly to {end}")
+            if k and first_at_1 > n_steps:
+                logger.warning("The successor never trains alone: raise --scheduler_linear_k for the rate to reach 1")
         elif max(args.steps_for_replacing, 1) < n_steps:
             say("Rate", f"{rate:g} for {max(args.steps_for_replacing, 1):,} steps, then 1")
         else:
@@ -550,7 +552,7 @@ def checkpoint_results(args: argparse.Namespace, task: Task, device, dev_feature
     """The metrics of every checkpoint-N in output_dir, their names ending in `_N`."""
     results = {}
     found = (folder for folder in Path(args.output_dir).glob("checkpoint-*") if folder.name[11:].isdigit())
-    for folder in sorted(found, key=lambda folder: int(folder.name[11:])):
+    for folder in distributed.from_main(sorted(found, key=lambda folder: int(folder.name[11:]))):
         loaded = load_model(str(folder), task.labels, max_seq_length=args.max_seq_length)
         loaded.model.to(device)
         score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
@@ -580,7 +582,7 @@ def run_evaluation(args: argparse.Namespace, task: Task) -> None:
         raise UserError(f"--output_dir {args.output_dir} is a file")
     dev_examples = read_dev_sets(args, task)
     device = choose_device(args)
-    has_model = os.path.isfile(os.path.join(args.output_dir, "config.json"))
+    has_model = distributed.from_main(os.path.isfile(os.path.join(args.output_dir, "config.json")))
     path = args.output_dir if has_model else args.model_name_or_path
     # The other flags about loading are about model_name_or_path.
     options = {"max_seq_length": args.max_seq_length} if has_model else model_options(args)
@@ -612,6 +614,7 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
     transformers.set_seed(args.seed)
     loaded = load_model(args.model_name_or_path, task.labels, not compressing, **model_options(args))
     model = loaded.model.to(device)
+    distributed.share_weights(model)
     scc_n_layer = None
     if compressing:
         try:
@@ -687,8 +690,9 @@ def score_predecessor(args, task: Task, loaded: Loaded, dev_features: dict[str, 
     """The predecessor's score, with a warning where it is none to speak of."""
     name, features = next(iter(dev_features.items()))
     pad_token_id = loaded.tokenizer.pad_token_id or 0
-    # A first batch warms the device up; or the predecessor's seconds would hold it and flatter the successor.
-    predict(loaded.model, features.head(args.per_gpu_eval_batch_size), args.per_gpu_eval_batch_size, pad_token_id)
+    # A first batch warms the devices up; or the predecessor's seconds would hold it and flatter the successor.
+    one_each = features.head(args.per_gpu_eval_batch_size * distributed.n_processes())
+    predict(loaded.model, one_each, args.per_gpu_eval_batch_size, pad_token_id)
     score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
     logger.info("%-12s %s %.4f", "Predecessor", main_key(task), score.main)
     chance = chance_score(TASKS[name], features.labels)
@@ -717,8 +721,7 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> 
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    use_all_gpus(args)
-    if int(os.environ.get("RANK", 0)) > 0:  # the main process says it for all
+    if distributed.launched_rank() > 0:  # the main process says it for all
         logging.disable(logging.WARNING)
     warn_about(args)
     task = TASKS[args.task_name]
@@ -729,4 +732,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    use_all_gpus(ARGS)
     main(ARGS)

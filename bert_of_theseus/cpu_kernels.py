@@ -24,10 +24,10 @@ def onednn_is_faster() -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     try:
-        vendor = Path("/proc/cpuinfo").read_text()
+        cpus = Path("/proc/cpuinfo").read_text()
     except OSError:  # no Linux
         return False
-    return "AuthenticAMD" in vendor and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "AuthenticAMD" in cpus and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _onednn_product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor | None:
@@ -52,7 +52,7 @@ def _mm(a, b):
 
 
 def _addmm(added, a, b, *, beta=1, alpha=1):
-    is_bias = added.dim() == 1 and added.is_contiguous() and beta == alpha == 1
+    is_bias = added.shape == b.shape[1:] and added.is_contiguous() and beta == alpha == 1
     product = _onednn_product(a, b, added) if is_bias else None
     if product is None:
         out = a.new_empty(a.shape[0], b.shape[1])
@@ -62,9 +62,12 @@ def _addmm(added, a, b, *, beta=1, alpha=1):
 
 def _bernoulli(tensor, p=0.5, *, generator=None):
     """Fill with ones of probability `p`, to 1 / 65536: 16 random bits an element, four of them from one draw of 64."""
+    threshold = round(p * 2**16)
+    if threshold == 2**16:  # which 16 bits never reach
+        return tensor.fill_(1)
     n = tensor.numel()
     bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator).view(torch.int16)
-    return torch.lt(bits[:n].view(tensor.shape), round(p * 2**16) - 2**15, out=tensor)
+    return torch.lt(bits[:n].view(tensor.shape), threshold - 2**15, out=tensor)
 
 
 @contextmanager
@@ -78,14 +81,14 @@ def fast_kernels(products: bool | None = None, masks: bool = True) -> Iterator[N
     Products differ from MKL's by rounding only; masks are others than torch's for the same seed.
     """
     library = torch.library.Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the kernels that are replaced here on purpose
-        if onednn_is_faster() if products is None else products:
-            library.impl("mm", _mm, "CPU")
-            library.impl("addmm", _addmm, "CPU")
-        if masks:
-            library.impl("bernoulli_.float", _bernoulli, "CPU")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the kernels that are replaced here on purpose
+            if onednn_is_faster() if products is None else products:
+                library.impl("mm", _mm, "CPU")
+                library.impl("addmm", _addmm, "CPU")
+            if masks:
+                library.impl("bernoulli_.float", _bernoulli, "CPU")
         yield
     finally:
         library._destroy()

@@ -12,6 +12,16 @@ import torch
 import torch.distributed as dist
 
 
+def is_launched() -> bool:
+    """Whether torchrun has started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def launched_rank() -> int:
+    """What `rank` will be once this process has joined the others."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
 def join(use_cuda: bool) -> torch.device:
     """Meet the other processes, if torchrun started several; returns the device that is this one's.
 
@@ -29,7 +39,7 @@ def join(use_cuda: bool) -> torch.device:
                 "start as many as there are (torchrun --nproc_per_node)"
             )
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if is_launched():
         dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
     return device
 
@@ -45,16 +55,16 @@ def failing_together() -> Iterator[None]:
     """Where a process fails all end, and each error is told once.
 
     Raises:
-        ConnectionError: another process has ended; that one tells why.
+        ConnectionError: another process has ended, and tells why itself, or cannot be reached.
     """
     try:
         yield
     except Exception as error:
-        if int(os.environ.get("RANK", 0)) > 0:
+        if launched_rank() > 0:
             # What all processes meet is the main one's to tell: torchrun ends this one when that one has failed.
             time.sleep(5)
         if isinstance(error, RuntimeError) and dist.is_initialized() and _is_about_connections(error):
-            raise ConnectionError("another process of this run has ended before its time") from error
+            raise ConnectionError(f"lost the other processes of this run: {str(error).splitlines()[0]}") from error
         raise
 
 
@@ -84,6 +94,23 @@ def main_process_first() -> Iterator[None]:
     yield
     if rank() == 0:
         wait_for_all()
+
+
+def from_main(value):
+    """The main process's value, on all processes: for what they must not each decide by themselves."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def share_weights(model: torch.nn.Module) -> None:
+    """Give all processes the main one's parameters and buffers, as what each has loaded may differ."""
+    if dist.is_initialized():
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
 
 
 def add_up(tensor: torch.Tensor) -> torch.Tensor:

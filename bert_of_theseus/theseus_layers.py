@@ -45,7 +45,9 @@ class TheseusLayers(nn.Module):
         super().__init__()
         scc_n_layer = successor_size(len(predecessor), scc_n_layer)
         self.predecessor = predecessor.requires_grad_(False)
-        self.successor = copy.deepcopy(predecessor[:scc_n_layer]).requires_grad_(True)
+        # The layers' configs stay the model's own: what is set there later, the kind of attention, say, holds for all.
+        configs = {id(m.config): m.config for m in predecessor.modules() if hasattr(m, "config")}
+        self.successor = copy.deepcopy(predecessor[:scc_n_layer], configs).requires_grad_(True)
         self.replacing_rate = 1.0
         self.generator = torch.Generator().manual_seed(seed)
         self._fixed_draw: list[bool] | None = None

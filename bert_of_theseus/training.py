@@ -1,7 +1,7 @@
 """One optimiser step of the method, and the order in which the data come.
 
-Where it changes results this follows the 2020 release: gradients are zeroed, not removed, and what is
-clipped is the norm over the trained parameters.
+Where it changes results this follows the 2020 release: gradients are zeroed, not removed. What is clipped is
+the norm over the trained parameters; the release counted the frozen ones' gradients too.
 """
 
 import math

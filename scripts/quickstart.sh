@@ -59,6 +59,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 .venv/bin/pip install --quiet --requirement requirements.txt || die "requirements.txt could not be installed"
 python=.venv/bin/python
 
+# One GPU, if there are any: the schedule below is for the batches of one.
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
+
 name=$(basename "${model:-all-MiniLM-L6-v2}")
 if [ -z "$model" ]; then
   say "Model: all-MiniLM-L6-v2, six layers, 384 wide"

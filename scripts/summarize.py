@@ -66,6 +66,7 @@ def read_run(path: Path) -> Run:
         record = json.loads(path.read_text())
         given = record["arguments"]
         arguments = {name: value for name, value in given.items() if name not in LEFT_OUT}
+        arguments["processes"] = record.get("processes", 1)  # by which batches are larger
         schedule = "linear" if given["scheduler_type"] == "linear" else "constant"
         if given["replacing_rate"] is None:
             schedule = "fine-tuning"

@@ -1,3 +1,6 @@
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_batch
@@ -102,7 +105,28 @@ def test_a_model_computes_the_same(encoder_folder):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_freed_memory_can_be_returned_at_any_time():
-    kept = torch.ones(1000)
+@pytest.mark.parametrize(("p", "share"), [(1.0, 1.0), (1 - 2**-20, 1.0), (0.0, 0.0), (2**-20, 0.0)])
+def test_masks_of_all_or_nothing(p, share):
+    with fast_kernels():
+        assert torch.empty(1000).bernoulli_(p).mean() == share
+
+
+def test_a_sum_that_is_no_bias_is_left_to_torch():
+    a, b, added = torch.randn(40, 64), torch.randn(64, 48), torch.randn(1)
+    expected = torch.addmm(added, a, b)
+    with fast_kernels(products=True):
+        torch.testing.assert_close(torch.addmm(added, a, b), expected)
+        torch.testing.assert_close(torch.addmm(torch.ones(48), a, b, alpha=2), 1 + 2 * (a @ b), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed so")
+def test_freed_memory_is_returned():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    tensors = [torch.ones(10_000) for _ in range(5000)]  # 40 kB each: too small to have pages of their own
+    kept = tensors[::50]
+    before = resident()
+    del tensors
     return_freed_memory()
-    assert kept.sum() == 1000
+    assert before - resident() > 100e6 and all(tensor.sum() == 10_000 for tensor in kept)

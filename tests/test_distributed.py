@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 TWO_PROCESSES = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
 TRAIN = "--do_train --do_eval --evaluate_during_training --eval_all_checkpoints --num_train_epochs 2 --no_cuda "
-TRAIN += "--logging_steps 5 --save_steps 5 --learning_rate 1e-3 --max_seq_length 32 "
-TRAIN += "--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.05"
+TRAIN += "--gradient_accumulation_steps 2 --logging_steps 3 --save_steps 3 --learning_rate 1e-3 --max_seq_length 32 "
+TRAIN += "--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.1"
 
 
 def start(launcher: list[str], *args: object) -> subprocess.Popen:
@@ -39,8 +39,8 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def mnli(tmp_path_factory) -> Path:
-    # 49 rows in batches of 8: the last one has a single row, and one process none.
-    return write_glue(tmp_path_factory.mktemp("data") / "MNLI", "mnli", n_train=49, n_dev=23)
+    # 57 rows in micro-batches of 8: the last one has a single row, and one process none.
+    return write_glue(tmp_path_factory.mktemp("data") / "MNLI", "mnli", n_train=57, n_dev=23)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_two_processes_make_the_run_of_one_with_twice_the_batch(without_dropout,
     process = start(TWO_PROCESSES, *arguments(without_dropout, mnli, output, 4))
     out, err = finish(process)
     assert process.returncode == 0, err
-    assert "14 of 8 examples" in err and "2 processes, 4 examples each" in err
+    assert "8 of 16 examples" in err and "2 processes, 4 examples each" in err
     assert err.count("Predecessor ") == 2  # its size and its score, each said once
     assert_the_same_run(output, out, one_process)
     assert json.loads((output / "run.json").read_text())["processes"] == 2
@@ -140,7 +140,7 @@ def test_all_processes_end_when_one_is_killed(without_dropout, mnli, tmp_path):
     assert process.returncode == 1 and time.monotonic() - ended < 60
     assert not [pid for pid in workers if "run_glue.py" in command_line(pid)]
     ours = [line for line in err.splitlines() if line.startswith("run_glue.py: ")]
-    assert ours in ([], ["run_glue.py: error: another process of this run has ended before its time"])
+    assert len(ours) <= 1 and all("lost the other processes of this run" in line for line in ours)
     assert 'run_glue.py", line' not in err  # torchrun's own report has a traceback, ours has none
     assert not list(output.rglob("*.tmp")) and not (output / "run.json").exists()
 
