@@ -299,6 +299,7 @@ def training(setting: Setting) -> dict:
     trainers = [Trainer(setting, way, copy.deepcopy(setting.loaded.model)) for way in ways(setting.args)]
     seconds: dict[str, list[dict[str, float]]] = {trainer.way.name: [] for trainer in trainers}
     for start in range(0, len(setting.steps), TURN):
+        trainers.append(trainers.pop(0))  # none always follows the same other one
         for trainer in trainers:
             with trainer.kernels():
                 trainer.step(start)  # not timed: it finds caches and memory as the way before has left them
