@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -678,7 +679,9 @@ def prepare(args: argparse.Namespace, model: torch.nn.Module, layers: TheseusLay
     """Turn on what the flags ask for in training; in evaluation the model computes the same."""
     if args.gradient_checkpointing:
         try:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the only name that old and new transformers share
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
             raise UserError(f"--gradient_checkpointing: {error}") from error
     if args.torch_compile:
