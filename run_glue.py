@@ -107,7 +107,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--fp16", action="store_true", help="mixed precision with float16 (GPU)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16")
     add("--tf32", action="store_true", help="matrix products in TensorFloat-32 (GPU)")
-    add("--torch_compile", action="store_true", help="compile the layers: slow to start, then faster on a GPU")
+    add("--torch_compile", action="store_true", help="compile the layers, which is slow to start (GPU)")
     add("--gradient_checkpointing", action="store_true", help="less memory: activations are computed twice")
 
     group = parser.add_argument_group("accepted so that published commands run; without effect")
