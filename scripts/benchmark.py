@@ -22,10 +22,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from command_line import OneLineParser, above, aligned, at_least, log_plainly, one_line_errors, write_whole
+from command_line import OneLineParser, above, aligned, at_least, check_task, log_plainly, one_line_errors, write_whole
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from glue_processors import TASKS, GlueDataError, cached_features, find_task, read_examples
+from glue_processors import TASKS, GlueDataError, cached_features, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = 4  # steps that one way makes before it is another one's turn
@@ -93,12 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
     add("--memory_of", help=argparse.SUPPRESS)  # how the script calls itself: train this way and print its peak
     args = parser.parse_args(argv)
-    try:
-        args.task_name = find_task(args.task_name).name
-    except KeyError:
-        args.task_name = None
-    if args.task_name not in tasks:
-        parser.error(f"--task_name: there is no such task to train on; there are {', '.join(tasks)}")
+    check_task(parser, args, "train")
     if args.replacing_rate > 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
     return args

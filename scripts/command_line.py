@@ -41,6 +41,19 @@ def _number(kind: type, fits, words: str):
     return parse
 
 
+def check_task(parser: argparse.ArgumentParser, args: argparse.Namespace, what_for: str) -> None:
+    """Make of args.task_name the name of a task that has labels; the parser's error where there is none."""
+    from glue_processors import TASKS, find_task
+
+    tasks = [name for name, task in TASKS.items() if task.metrics]
+    try:
+        args.task_name = find_task(args.task_name).name
+    except KeyError:
+        args.task_name = None
+    if args.task_name not in tasks:
+        parser.error(f"--task_name: there is no such task to {what_for} on; there are {', '.join(tasks)}")
+
+
 @contextmanager
 def one_line_errors(prog: str, *kinds: type[Exception]) -> Iterator[None]:
     """One line on standard error and exit status 1 where such an error, or one of the disk, occurs; 130 on Ctrl-C."""

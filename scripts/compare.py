@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import OneLineParser, aligned, at_least, log_plainly, one_line_errors
+from command_line import OneLineParser, aligned, at_least, check_task, log_plainly, one_line_errors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from glue_processors import TASKS, GlueDataError, cached_features, find_task
+from glue_processors import TASKS, GlueDataError, cached_features
 
 N_BATCHED, N_SINGLE = 256, 20  # the dev set's first rows that are timed in batches and one by one in each round
 
@@ -33,12 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=at_least(1), default=5, help="timings of each model (default: %(default)s)")
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
     args = parser.parse_args(argv)
-    try:
-        args.task_name = find_task(args.task_name).name
-    except KeyError:
-        args.task_name = None
-    if args.task_name not in tasks:
-        parser.error(f"--task_name: there is no such task to evaluate on; there are {', '.join(tasks)}")
+    check_task(parser, args, "evaluate")
     return args
 
 
