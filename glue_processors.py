@@ -237,7 +237,9 @@ class Features:
 
 
 def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids: bool) -> Features:
-    """Features by the fast tokenizer, cut to `max_seq_length` tokens, longest sentence first."""
+    """Features by the fast tokenizer, which stays as it is, cut to `max_seq_length` tokens, longest sentence first."""
+    backend = tokenizer.backend_tokenizer
+    truncation, padding = backend.truncation, backend.padding
     input_ids, types, lengths = [], [], []
     for start in range(0, len(examples.first), 1000):  # in batches, so that Python's lists of ids stay small
         chunk = slice(start, start + 1000)
@@ -253,6 +255,9 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
         input_ids.append(np.fromiter((i for ids in encoded["input_ids"] for i in ids), np.int32))
         if token_type_ids:
             types.append(np.fromiter((t for ids in encoded["token_type_ids"] for t in ids), np.int8))
+    # What the calls have set would be saved with the tokenizer, but by runs that find their features in the cache.
+    backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+    backend.enable_padding(**padding) if padding else backend.no_padding()
     return Features(
         np.concatenate(input_ids),
         np.array(lengths, dtype=np.int64),

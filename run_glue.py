@@ -10,11 +10,16 @@ import json
 import logging
 import math
 import os
-import re
+import platform
 import shutil
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--evaluate_during_training", action="store_true", help="evaluate every logging_steps, keep the best step")
     add("--eval_all_checkpoints", action="store_true", help="with --do_eval, evaluate every checkpoint-N as well")
     add("--overwrite_output_dir", action="store_true", help="replace the run that output_dir holds")
+    add("--resume", action="store_true", help="go on with the run that output_dir holds, if it holds one")
 
     group = parser.add_argument_group("compression (none of it without --replacing_rate)")
     add = group.add_argument
@@ -91,6 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="optimiser steps; 0: the last only (default: %(default)s)",
     )
     add("--save_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
+    add("--save_total_limit", type=at_least(1), help="keep so many checkpoint-N, the newest ones (default: all)")
 
     group = parser.add_argument_group("input")
     add = group.add_argument
@@ -109,6 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tf32", action="store_true", help="matrix products in TensorFloat-32 (GPU)")
     add("--torch_compile", action="store_true", help="compile the layers, which is slow to start (GPU)")
     add("--gradient_checkpointing", action="store_true", help="less memory: activations are computed twice")
+    add("--deterministic", action="store_true", help="the same weights from the same command on a GPU too; slower")
 
     group = parser.add_argument_group("accepted so that published commands run; without effect")
     add = group.add_argument
@@ -130,6 +138,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("nothing to do: give --do_train, --do_eval or both")
     if args.evaluate_during_training and not args.do_train:
         parser.error("--evaluate_during_training needs --do_train")
+    if args.resume and not args.do_train:
+        parser.error("--resume needs --do_train")
     if args.eval_all_checkpoints and not args.do_eval:
         parser.error("--eval_all_checkpoints needs --do_eval")
     if args.replacing_rate is None:
@@ -169,21 +179,37 @@ def warn_about(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     # Parsed before the heavy imports, so that --help and a mistyped flag answer at once.
     ARGS = parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to interrupt
 
 # ruff: noqa: E402
 import numpy as np
 import torch
 import transformers
-from tensorboardX import SummaryWriter
+from safetensors import SafetensorError
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
-from bert_of_theseus import TheseusLayers, compress, distributed, export_successor, find_layers, successor_size
+from bert_of_theseus import (
+    TheseusLayers,
+    compress,
+    distributed,
+    export_successor,
+    find_layers,
+    load_successor,
+    run_folder,
+    run_record,
+    successor_size,
+    training_state,
+)
 from bert_of_theseus.classifier import BAR, Loaded, UserError, load_model, predict, takes_token_types
 from bert_of_theseus.cpu_kernels import RETURN_EVERY, fast_kernels, return_freed_memory
-from bert_of_theseus.files import whole_file, whole_folder
+from bert_of_theseus.files import tidy_up, whole_file, whole_files, whole_folder
 from bert_of_theseus.model_card import model_card
-from bert_of_theseus.training import micro_batch, optimizer_groups, train_batches, train_step
+from bert_of_theseus.stopping import Stop, Stopped
+from bert_of_theseus.training import LossError, Losses, micro_batch, optimizer_groups, train_batches, train_step
 from glue_processors import Features, Task, cached_features, chance_score, compute_metrics, read_examples
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
@@ -209,12 +235,17 @@ def read_dev_sets(args: argparse.Namespace, task: Task) -> dict:
     return {name: read_examples(TASKS[name], args.data_dir, "dev") for name in names}
 
 
-def evaluate(task: Task, loaded: Loaded, dev_features: dict[str, Features], batch_size: int) -> Score:
-    """Score the model on the task's dev sets; with several of them the metrics' names tell which."""
+def evaluate(
+    task: Task, loaded: Loaded, dev_features: dict[str, Features], batch_size: int, check: Callable = lambda: None
+) -> Score:
+    """Score the model on the task's dev sets; with several of them the metrics' names tell which.
+
+    `check` is called before each batch, and may raise an error.
+    """
     metrics, seconds = {}, 0.0
     for name, features in dev_features.items():
         start = time.perf_counter()
-        logits = predict(loaded.model, features, batch_size, loaded.tokenizer.pad_token_id or 0)
+        logits = predict(loaded.model, features, batch_size, loaded.tokenizer.pad_token_id or 0, check)
         seconds += time.perf_counter() - start
         predictions = logits[:, loaded.label_order].argmax(1) if task.labels else logits[:, 0]
         result = compute_metrics(TASKS[name], predictions.numpy(), features.labels)
@@ -240,6 +271,15 @@ def write_results(folder: str | Path, results: dict[str, float]) -> None:
         temporary.write_text("".join(f"{key} = {value}\n" for key, value in sorted(results.items())))
 
 
+def read_results(folder: Path) -> dict[str, float]:
+    """What `write_results` has written there; empty where there is nothing that can be read."""
+    try:
+        lines = (folder / "eval_results.txt").read_text().splitlines()
+        return {key: float(value) for key, value in (line.split(" = ") for line in lines)}
+    except (OSError, ValueError):
+        return {}
+
+
 # --------------------------------------------------------------------------------------- train
 
 
@@ -259,37 +299,69 @@ def count_steps(args: argparse.Namespace, n_rows: int) -> tuple[int, int]:
     return an_epoch, args.max_steps if args.max_steps > 0 else max(1, int(an_epoch * args.num_train_epochs + 1e-9))
 
 
-def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> tuple[Score | None, int, Score | None]:
-    """Train the model in place for `n_steps`, writing logs and checkpoints.
+@dataclass
+class Progress:
+    """How far a run has come, beside what its model, optimiser and schedules hold."""
 
-    Returns:
-        The last score, the best step and its score; None where there was no evaluation.
-    """
-    model = loaded.model
-    device = next(model.parameters()).device
+    step: int = 0  # optimiser steps made
+    evaluated: bool = True  # whether the evaluation that is due after this step has been made
+    losses: Losses = field(default_factory=Losses)
+    last: Score | None = None
+    best_step: int = 0
+    best: Score | None = None
+    predecessor: Score | None = None
+    seconds: float = 0.0  # of training
+    resumed: list[int] = field(default_factory=list)  # after which steps the run was gone on with
+
+    def figures(self) -> dict:
+        """What `go_on` needs, as JSON has it; the best step is told by its checkpoint."""
+        scores = {
+            name: score and score._asdict() for name in ("last", "predecessor") for score in [getattr(self, name)]
+        }
+        names = ("step", "evaluated", "seconds", "resumed")
+        scores["best_seconds"] = self.best.seconds if self.best else 0.0
+        return scores | {name: getattr(self, name) for name in names}
+
+
+def make_parts(args, model: torch.nn.Module, layers: TheseusLayers | None, n_steps: int) -> training_state.Parts:
+    """The optimiser and all that moves with it."""
     groups = optimizer_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, args.learning_rate, eps=args.adam_epsilon, fused=True)
-    lr_scheduler = get_linear_schedule_with_warmup(optimizer, args.warmup_steps, n_steps)
-    schedulers = [lr_scheduler]
+    schedulers = [get_linear_schedule_with_warmup(optimizer, args.warmup_steps, n_steps)]
     if layers and args.scheduler_type == "linear":
         schedulers.append(LinearReplacementScheduler(layers, args.replacing_rate, args.scheduler_linear_k))
     elif layers:
         schedulers.append(ConstantReplacementScheduler(layers, args.replacing_rate, args.steps_for_replacing))
-    scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)
+    device_type = next(model.parameters()).device.type
+    return training_state.Parts(optimizer, schedulers, torch.amp.GradScaler(device_type, enabled=args.fp16), layers)
+
+
+def train(args, task, loaded, parts, features, dev_features, n_steps, log, progress: Progress, stop: Stop) -> None:
+    """Train the model in place up to step `n_steps`, writing logs and checkpoints and counting in `progress`.
+
+    Raises:
+        Stopped: a signal asked for the end; `progress` is where the training can go on.
+        LossError: a loss is not finite; nothing that came of it has been saved.
+    """
+    model, layers = loaded.model, parts.layers
+    device = next(model.parameters()).device
     autocast_dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
     # The data count labels as the table does, the loss as the model does.
     outputs = torch.tensor(loaded.label_order) if task.labels else None
     to_tensors = functools.partial(
         micro_batch, features, pad_token_id=loaded.tokenizer.pad_token_id or 0, device=device, outputs=outputs
     )
-
-    last, best_step, best = None, 0, None
-    output_dir = Path(args.output_dir)
-    losses = []  # of the steps since the last log line that had one
+    losses = progress.losses
     batches = train_batches(len(features), micro_batch_rows(args), args.gradient_accumulation_steps, args.seed)
-    with tqdm(total=n_steps, desc="Training", disable=not is_main(), **BAR) as bar:
-        for step in range(1, n_steps + 1):
-            in_force = {"learning_rate": lr_scheduler.get_last_lr()[0]}
+    batches = islice(batches, progress.step, None)
+    bar = tqdm(total=n_steps, initial=progress.step, desc="Training", disable=not is_main(), **BAR)
+    start = time.perf_counter() - progress.seconds
+    with bar:
+        if not progress.evaluated:
+            after_step(args, task, loaded, parts, dev_features, log, progress, stop)
+        while progress.step < n_steps:
+            step = progress.step + 1
+            in_force = {"learning_rate": parts.schedulers[0].get_last_lr()[0]}
             if layers:
                 in_force["replacing_rate"] = layers.replacing_rate
             epoch, rows = next(batches)
@@ -299,60 +371,99 @@ def train(args, task, loaded, layers, features, dev_features, n_steps, log) -> t
                 model,
                 layers,
                 micro_batches,
-                optimizer,
-                schedulers,
+                parts.optimizer,
+                parts.schedulers,
                 args.max_grad_norm,
-                scaler,
+                parts.scaler,
                 autocast_dtype,
             )
             if device.type == "cpu" and step % RETURN_EVERY == 0:
                 return_freed_memory()
             if loss is not None:
-                losses.append(loss)
-            if bar.update():  # reading the loss waits for the device, so only when the bar is redrawn
-                share = sum(share for parts in micro_batches for _, share in parts) / len(micro_batches)
-                shown = {"loss": losses[-1].item() / share} if losses else {}
-                if layers:
-                    shown["rate"] = layers.replacing_rate
+                losses.add(step, rows, loss)
+            is_logged = step == n_steps or (args.logging_steps and step % args.logging_steps == 0)
+            # A GPU is waited for only where its losses are needed.
+            if device.type == "cpu" or is_logged or is_saved(args, step):
+                losses.check()
+            if bar.update() and losses.values:  # as above, only when the bar is redrawn
+                share = sum(share for parts_ in micro_batches for _, share in parts_) / len(micro_batches)
+                shown = {"loss": losses.values[-1].item() / share} if share else {}
                 bar.set_description(f"Epoch {epoch + 1}", refresh=False)
-                bar.set_postfix(shown)
+                bar.set_postfix(shown | ({"rate": layers.replacing_rate} if layers else {}))
+            if is_logged:
+                mean = losses.mean()
+                log.write(step, ({} if mean is None else {"loss": mean}) | in_force)
+                losses.values.clear()
+            progress.step, progress.evaluated = step, not (is_logged and args.evaluate_during_training)
+            progress.seconds = time.perf_counter() - start
+            after_step(args, task, loaded, parts, dev_features, log, progress, stop)
 
-            evaluated = None
-            if step == n_steps or (args.logging_steps and step % args.logging_steps == 0):
-                mean = {"loss": distributed.add_up(torch.stack(losses).mean()).item()} if losses else {}
-                log.write(step, mean | in_force)
-                losses = []
-                if args.evaluate_during_training:
-                    evaluated = last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
-                    log.write_score(step, evaluated)
-                    if best is None or evaluated.main > best.main:
-                        best_step, best = step, evaluated
-                        save(args, task, loaded, output_dir / "checkpoint-best", step, evaluated)
-            if args.save_steps and step % args.save_steps == 0:
-                save(args, task, loaded, output_dir / f"checkpoint-{step}", step, evaluated)
-    return last, best_step, best
+
+def is_saved(args: argparse.Namespace, step: int) -> bool:
+    """Whether there is a `checkpoint-N` of this step."""
+    return bool(args.save_steps) and step % args.save_steps == 0
+
+
+def after_step(args, task, loaded, parts, dev_features, log, progress: Progress, stop: Stop) -> None:
+    """Evaluate and save where it is time to, and end where a signal asks for it."""
+    evaluated = None
+    if not progress.evaluated:
+        evaluated = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
+        log.write_score(progress.step, evaluated)
+        progress.evaluated, progress.last = True, evaluated
+        if progress.best is None or evaluated.main > progress.best.main:
+            save(args, task, loaded, Path(args.output_dir) / "checkpoint-best", progress.step, evaluated)
+            progress.best_step, progress.best = progress.step, evaluated
+        elif progress.best_step == progress.step:  # a run that goes on comes here a second time
+            progress.best = progress.best._replace(seconds=evaluated.seconds)
+    if is_saved(args, progress.step):
+        save_checkpoint(args, task, loaded, parts, log, progress, evaluated)
+    stop.check()
 
 
 class Log:
     """The same values as TensorBoard scalars, as lines of JSON on standard output, and in `log.jsonl`.
 
     Only the main process writes them.
+
+    Args:
+        output_dir: of the run.
+        sizes: of the files, in bytes, as `sizes()` gave them, to which they are cut back; empty for a new run.
     """
 
-    def __init__(self, output_dir: Path):
+    def __init__(self, output_dir: Path, sizes: dict[str, int]):
+        self.folder = output_dir
         if is_main():
-            self.board = SummaryWriter(str(output_dir / "runs"))
-            self.file = open(output_dir / "log.jsonl", "w")
+            (output_dir / "runs").mkdir(exist_ok=True)
+            for path in self._paths():
+                size = sizes.get(str(path.relative_to(output_dir)), 0)
+                if size == 0:
+                    path.unlink()
+                elif size < path.stat().st_size:
+                    os.truncate(path, size)
+            part = len(self._paths())  # or two parts begun in the same second would be one file
+            self.board = EventsWriter(str(output_dir / "runs" / "events"), f".{part}")
+            self.file = open(output_dir / "log.jsonl", "a")
+
+    def _paths(self) -> list[Path]:
+        return [*self.folder.glob("log.jsonl"), *self.folder.glob("runs/events.*")]
+
+    def sizes(self) -> dict[str, int]:
+        """How long the files are, by name."""
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in self._paths()}
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not is_main():
             return
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
         line = json.dumps({"step": step} | values)
         tqdm.write(line)
         sys.stdout.flush()
-        print(line, file=self.file, flush=True)
+        with writing(self.folder / "log.jsonl", 1000):
+            print(line, file=self.file, flush=True)
+            os.fsync(self.file.fileno())
+            for name, value in values.items():
+                self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self.board.flush()
 
     def write_score(self, step: int, score: Score) -> None:
         self.write(step, {f"eval_{key}": value for key, value in score.metrics.items()})
@@ -363,19 +474,94 @@ class Log:
             self.file.close()
 
 
-def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | None = None) -> None:
-    """An ordinary checkpoint: weights, config and tokenizer; of a successor also its card, of a score its metrics."""
+@contextmanager
+def writing(path: Path, n_bytes: int) -> Iterator[None]:
+    """UserError where the block cannot write `path`, of about so many bytes, with what there is to go on from."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        output_dir = path.parent
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        saved = run_folder.newest_state(output_dir)
+        go_on = f"{saved} is whole: then go on with --resume" if saved else "then start again"
+        free = size(shutil.disk_usage(output_dir).free)
+        raise UserError(
+            f"{path} cannot be written ({reason}): it takes {size(n_bytes)}, of {free} free; make room, {go_on}"
+        ) from error
+
+
+def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | None = None, state=None) -> None:
+    """An ordinary checkpoint: weights, config and tokenizer; of a successor also its card, of a score its metrics.
+
+    `state`, the tensors and figures of `training_state.collect`, is written beside them.
+    """
     if not is_main():
         return
     model = loaded.model
     card = describe_successor(args, task, model, step, score)
-    with whole_folder(folder) as temporary:
-        (export_successor(model) if card else model).save_pretrained(temporary)
+    saved = export_successor(model) if card else model
+    n_bytes = 4 * count_parameters(saved) + (sum(t.nbytes for t in state[0].values()) if state else 0)
+    whole = whole_files if folder == Path(args.output_dir) else whole_folder
+    with writing(folder, n_bytes), whole(folder) as temporary:
+        saved.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
         if card:
-            (temporary / "README.md").write_text(card)
-        if score and folder.name == "checkpoint-best":
+            (temporary / "README.md").write_text(card, encoding="utf-8", errors="replace")
+        if folder.name == "checkpoint-best":
             write_results(temporary, score.metrics | {"step": step})
+        if state:
+            training_state.write(temporary / run_folder.STATE, *state)
+
+
+def save_checkpoint(args, task, loaded, parts, log: Log, progress: Progress, score=None, stopped=False) -> None:
+    """A checkpoint that the run can go on from; what it makes superfluous is removed."""
+    tensors, figures = training_state.collect(parts, progress.losses.stacked())
+    if is_main():
+        output_dir = Path(args.output_dir)
+        folder = output_dir / f"checkpoint-{progress.step}{'-stopped' * stopped}"
+        figures |= progress.figures() | {"log": log.sizes()}
+        save(args, task, loaded, folder, progress.step, score, (tensors, figures))
+        run_folder.forget_older(output_dir, folder, args.save_total_limit)
+
+
+def read_state(args, task: Task, checkpoint: Path) -> tuple[Progress, tuple]:
+    """How far the run had come at `checkpoint`, and what `restore_state` needs; UserError where it is damaged."""
+    progress = Progress()
+    try:
+        tensors, figures = training_state.read(checkpoint / run_folder.STATE)
+        for name, kind in (("step", int), ("evaluated", bool), ("seconds", float)):
+            setattr(progress, name, kind(figures[name]))
+        for name in ("last", "predecessor"):
+            setattr(progress, name, figures[name] and Score(**figures[name]))
+        progress.resumed = [*figures["resumed"], progress.step]
+        figures["log"] = {str(name): int(n_bytes) for name, n_bytes in figures["log"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise state_error(checkpoint, error) from error
+    best = read_results(checkpoint.parent / "checkpoint-best")
+    if best and args.evaluate_during_training:  # of a later step, perhaps, than this one: it is what the folder holds
+        progress.best_step = int(best.pop("step"))
+        progress.best = Score(best, best[main_key(task)], figures["best_seconds"])
+    return progress, (tensors, figures)
+
+
+def restore_state(args, task, checkpoint: Path, loaded: Loaded, parts, progress: Progress, state: tuple) -> None:
+    """Put model, optimiser, schedules and random states where they were when `checkpoint` was saved."""
+    model = loaded.model
+    saved = load_model(str(checkpoint), task.labels, max_seq_length=args.max_seq_length).model
+    try:
+        load_successor(model, saved) if parts.layers else model.load_state_dict(saved.state_dict())
+        losses = training_state.restore(parts, *state)
+    except (ValueError, RuntimeError) as error:
+        raise state_error(checkpoint, error) from error
+    progress.losses = Losses(losses.to(next(model.parameters()).device))
+
+
+def state_error(checkpoint: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"{checkpoint}: the run cannot go on from {run_folder.STATE} ({reason}); to start anew, give "
+        "--overwrite_output_dir without --resume"
+    )
 
 
 def describe_successor(args, task, model: torch.nn.Module, step: int, score: Score | None) -> str:
@@ -410,11 +596,10 @@ def describe_schedule(args: argparse.Namespace) -> str:
 def check_output_dir(args: argparse.Namespace) -> None:
     """Fail where training would mix with, or destroy, what is there."""
     output_dir = Path(args.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir} is a file")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_output_dir:
+    if not run_folder.is_empty(output_dir) and not args.overwrite_output_dir:
+        what = "is not empty, and holds no run to go on with" if args.resume else "is not empty"
         raise UserError(
-            f"--output_dir {output_dir} is not empty; name another, or give --overwrite_output_dir to replace its run"
+            f"--output_dir {output_dir} {what}; name another, or give --overwrite_output_dir to replace its run"
         )
     source = Path(args.model_name_or_path).resolve()
     if source.is_dir() and output_dir.resolve() in (source, *source.parents):
@@ -423,18 +608,85 @@ def check_output_dir(args: argparse.Namespace) -> None:
         )
 
 
-# What runs write to output_dir: of the run, and of the model, which may have another tokenizer than the next one's.
-OF_RUN = r"runs|log\.jsonl|run\.json|eval_results\.txt|checkpoint-(\d+|best)|\.checkpoint-(\d+|best)\.\d+\.tmp"
-OF_MODEL = r"config\.json|model.*\.safetensors.*|README\.md|tokenizer.*\.json|special_tokens_map\.json|"
-OF_MODEL += r"added_tokens\.json|vocab\.(txt|json)|merges\.txt|chat_template\.jinja"
+def earlier_run(args: argparse.Namespace) -> dict | None:
+    """The record of the run in output_dir, finished or not, that --resume is to go on with; None for a new run.
+
+    Raises:
+        UserError: there is no such run, and none can be begun there.
+    """
+    output_dir = Path(args.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is a file")
+    if args.resume:
+        for name in (run_folder.FINISHED, run_folder.STARTED):
+            path = output_dir / name
+            if not path.is_file():
+                continue
+            try:
+                record = json.loads(path.read_text())
+                return {name: record[name] for name in ("arguments", "data", "start")} | record
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
+    if args.do_train:
+        check_output_dir(args)
+    return None
 
 
-def clear_output_dir(output_dir: Path) -> None:
-    """Remove what an earlier run left in the folder, and nothing else, so that two runs never mix."""
-    left = f"{OF_RUN}|{OF_MODEL}" if (output_dir / "config.json").is_file() else OF_RUN
-    for path in list(output_dir.iterdir()):
-        if re.fullmatch(left, path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+@contextmanager
+def held(args: argparse.Namespace, earlier: dict | None) -> Iterator[None]:
+    """Within the block output_dir, which is made, is this run's alone; UserError where it is not as it was found."""
+    with ExitStack() as stack:
+        refused = None
+        if is_main():  # which holds it for all processes
+            try:
+                stack.enter_context(run_folder.locked(Path(args.output_dir)))
+                if earlier_run(args) != earlier:
+                    refused = f"--output_dir {args.output_dir}: another run has just been at work there; try again"
+            except (UserError, run_folder.FolderInUse, OSError) as error:
+                refused = str(error)
+        refused = distributed.from_main(refused)
+        if refused:
+            raise UserError(refused)
+        yield
+
+
+def found_free(args: argparse.Namespace) -> dict | None:
+    """`earlier_run`; UserError where another run is at work there."""
+    try:
+        run_folder.check_free(Path(args.output_dir))
+    except (run_folder.FolderInUse, OSError) as error:
+        raise UserError(f"--output_dir: {error}") from error
+    return earlier_run(args)
+
+
+# Arguments in which a run may differ from the one that it goes on with: names and places (what lies there is compared
+# itself), and what changes nothing in the training.
+FREE = set(
+    "data_dir model_name_or_path config_name tokenizer_name cache_dir output_dir overwrite_output_dir overwrite_cache "
+    "resume do_eval eval_all_checkpoints logging_steps save_steps save_total_limit per_gpu_eval_batch_size model_type "
+    "fp16_opt_level local_rank".split()
+)
+
+
+def refuse_differences(output_dir: str, was: dict, now: dict) -> None:
+    """UserError, naming all of them, where the run differs from what the one it goes on with was started with."""
+    differences = [
+        f"--{name} was {was['arguments'].get(name)!r}, now {value!r}"
+        for name, value in now["arguments"].items()
+        if name not in FREE and was["arguments"].get(name) != value
+    ]
+    differences += [f"{name} has changed" for name, its in now["data"].items() if was["data"].get(name, its) != its]
+    named = {"predecessor_sha256": "the model to start from", "processes": "the number of processes"}
+    named["device_type"] = "the kind of device"
+    for key, words in named.items():
+        if key in now and was.get(key) != now[key]:
+            kinds = "" if key == "predecessor_sha256" else f" from {was.get(key)} to {now[key]}"
+            differences.append(f"{words} has changed{kinds}")
+    if differences:
+        raise UserError(f"--resume: not the run that {output_dir} holds: {'; '.join(differences)}")
+    for name, version in now["versions"].items():
+        if was["versions"].get(name) != version:
+            logger.warning("%s was %s and is %s: numbers can differ", name, was["versions"].get(name), version)
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
@@ -446,6 +698,10 @@ def choose_device(args: argparse.Namespace) -> torch.device:
                 raise UserError(f"--{flag} needs a GPU; on a CPU, leave it out or try --bf16")
     if args.tf32:
         torch.set_float32_matmul_precision("high")
+    if args.deterministic and use_cuda:  # as a CPU is anyway
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         return distributed.join(use_cuda)
     except ValueError as error:
@@ -497,8 +753,13 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
     n_layer = model.config.get_text_config().num_hidden_layers
     role = "Predecessor" if scc_n_layer else "Model"
     say(role, f"{type(model).__name__} of {n_layer} layers, {parameters:,} parameters, from {args.model_name_or_path}")
+    trained = parameters
     if scc_n_layer:
-        parameters -= count_parameters(model.get_submodule(find_layers(model))[scc_n_layer:])
+        own_layers = model.get_submodule(find_layers(model))
+        parameters, trained = (
+            parameters - count_parameters(own_layers[scc_n_layer:]),
+            count_parameters(own_layers[:scc_n_layer]),
+        )
         say("Successor", f"{scc_n_layer} layers, {parameters:,} parameters")
         rate, k = args.replacing_rate, args.scheduler_linear_k
         if args.scheduler_type == "linear":
@@ -523,19 +784,35 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
         ends_on_one = during and n_steps % args.logging_steps == 0
         of_checkpoints = n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
         say("Dev passes", f"{during + (not ends_on_one) + bool(scc_n_layer) + of_checkpoints:,}{predecessor}")
-    n_checkpoints = (n_steps // args.save_steps if args.save_steps else 0) + args.evaluate_during_training + 1
-    # A checkpoint that takes another's place stands beside it for a moment.
-    needed = (n_checkpoints + args.evaluate_during_training) * parameters * 4
-    existing = next(
-        p for p in (Path(args.output_dir).resolve(), *Path(args.output_dir).resolve().parents) if p.is_dir()
-    )
-    free = shutil.disk_usage(existing).free
-    spare = ", room for one more while the best is replaced" * args.evaluate_during_training
-    checkpoints = f"{n_checkpoints:,} checkpoint{'s' * (n_checkpoints > 1)} of {size(parameters * 4)}"
-    say("Disk", f"{checkpoints}{spare}: {size(needed)} of {size(free)} free")
+    check_disk(args, n_steps, 4 * parameters, 2 * 4 * trained)
+
+
+def check_disk(args: argparse.Namespace, n_steps: int, weights: int, state: int) -> None:
+    """Say how many bytes the checkpoints will take; fail where the disk cannot hold them.
+
+    Args:
+        args: of the command line.
+        n_steps: optimiser steps.
+        weights: bytes of a checkpoint.
+        state: bytes that the newest one takes more: Adam's two moments of each trained parameter.
+    """
+    output_dir = Path(args.output_dir)
+    n_saved = n_steps // args.save_steps if args.save_steps else 0
+    n_kept = min(n_saved, args.save_total_limit or n_saved)
+    n_checkpoints = n_kept + args.evaluate_during_training + 1
+    # What takes another's place stands beside it for a moment.
+    n_states = min(n_saved, 2) or 1
+    needed = (n_checkpoints + (n_saved > n_kept or args.evaluate_during_training)) * weights + n_states * state
+    there = [*output_dir.glob("checkpoint-*/*.safetensors")] if args.resume else []
+    existing = next(path for path in (output_dir.resolve(), *output_dir.resolve().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in there)
+    plural = "s" * (n_checkpoints > 1)
+    beside = f"{n_checkpoints:,} checkpoint{plural} of {size(weights)}, {size(state)} to go on from beside the newest"
+    logger.info("%-12s %s: at most %s, of %s free", "Disk", beside, size(needed), size(free))
     if needed > free:
         raise UserError(
-            f"{args.output_dir}: {size(needed)} of checkpoints do not fit in {size(free)}; raise --save_steps"
+            f"{output_dir}: {size(needed)} of checkpoints do not fit in {size(free)}; raise --save_steps, or set "
+            "--save_total_limit"
         )
 
 
@@ -549,14 +826,15 @@ def compare(rows: list[tuple[str, Score, int]], main: str) -> str:
     return aligned(table)
 
 
-def checkpoint_results(args: argparse.Namespace, task: Task, device, dev_features: dict) -> dict[str, float]:
+def checkpoint_results(
+    args: argparse.Namespace, task: Task, device, dev_features: dict, check: Callable = lambda: None
+) -> dict[str, float]:
     """The metrics of every checkpoint-N in output_dir, their names ending in `_N`."""
     results = {}
-    found = (folder for folder in Path(args.output_dir).glob("checkpoint-*") if folder.name[11:].isdigit())
-    for folder in distributed.from_main(sorted(found, key=lambda folder: int(folder.name[11:]))):
+    for folder in distributed.from_main(run_folder.checkpoints(Path(args.output_dir))):
         loaded = load_model(str(folder), task.labels, max_seq_length=args.max_seq_length)
         loaded.model.to(device)
-        score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
+        score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, check)
         logger.info("%s: %s %.4f", folder.name, main_key(task), score.main)
         results |= {f"{key}_{folder.name[11:]}": value for key, value in score.metrics.items()}
     return results
@@ -579,10 +857,15 @@ def featurize(args, task_name, split, examples, loaded) -> Features:
 
 def run_evaluation(args: argparse.Namespace, task: Task) -> None:
     """--do_eval alone: evaluate the model in output_dir or, where there is none, model_name_or_path."""
-    if os.path.isfile(args.output_dir):
-        raise UserError(f"--output_dir {args.output_dir} is a file")
+    earlier = found_free(args)
     dev_examples = read_dev_sets(args, task)
     device = choose_device(args)
+    with held(args, earlier):
+        evaluate_alone(args, task, dev_examples, device)
+
+
+def evaluate_alone(args, task: Task, dev_examples: dict, device: torch.device) -> None:
+    """The whole of an evaluation without training, in a folder that is held."""
     has_model = distributed.from_main(os.path.isfile(os.path.join(args.output_dir, "config.json")))
     path = args.output_dir if has_model else args.model_name_or_path
     # The other flags about loading are about model_name_or_path.
@@ -592,7 +875,6 @@ def run_evaluation(args: argparse.Namespace, task: Task) -> None:
     logger.info("Evaluating %s", path)
 
     with distributed.main_process_first():
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
     score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
     results = dict(score.metrics)
@@ -603,17 +885,28 @@ def run_evaluation(args: argparse.Namespace, task: Task) -> None:
         print(json.dumps({f"eval_{key}": value for key, value in score.metrics.items()}))
 
 
-def run_training(args: argparse.Namespace, task: Task) -> None:
-    """Fine-tune or compress, evaluate, and leave the result in output_dir."""
+def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
+    """Fine-tune or compress, or go on with it, evaluate, and leave the result in output_dir."""
     # First all that can be wrong, so that a run that fails has written nothing.
     device = choose_device(args)
-    check_output_dir(args)
+    earlier = found_free(args)
     examples = read_examples(task, args.data_dir, "train")
     dev_examples = read_dev_sets(args, task) if args.do_eval or args.evaluate_during_training else {}
     steps_an_epoch, n_steps = count_steps(args, len(examples.first))
+    record = describe_run(args, task, device, examples, dev_examples)
+    if earlier and "end" in earlier:
+        refuse_differences(args.output_dir, earlier, record)
+        logger.info("The run in %s is finished: nothing is left to train", args.output_dir)
+        with held(args, earlier):
+            if is_main():
+                finish(Path(args.output_dir))
+            if args.do_eval:
+                evaluate_alone(args, task, dev_examples, device)
+        return
     compressing = args.replacing_rate is not None
     transformers.set_seed(args.seed)
     loaded = load_model(args.model_name_or_path, task.labels, not compressing, **model_options(args))
+    record["predecessor_sha256"] = run_record.model_sha256(loaded.model, loaded.tokenizer)
     model = loaded.model.to(device)
     distributed.share_weights(model)
     scc_n_layer = None
@@ -622,57 +915,121 @@ def run_training(args: argparse.Namespace, task: Task) -> None:
             scc_n_layer = successor_size(len(model.get_submodule(find_layers(model))), args.scc_n_layer)
         except ValueError as error:
             raise UserError(f"{args.model_name_or_path}: {error}") from error
+    if earlier:
+        refuse_differences(args.output_dir, earlier, record)
     announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch)
-
-    output_dir = Path(args.output_dir)
     distributed.wait_for_all()  # until every process has found the folder as it was
+    with held(args, earlier):
+        carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier)
+
+
+def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier) -> None:
+    """The whole of a training, or what is left of it, in a folder that is held."""
+    model, output_dir = loaded.model, Path(args.output_dir)
+    device = next(model.parameters()).device
+    checkpoint = distributed.from_main(run_folder.newest_state(output_dir) if earlier else None)
+    if earlier:
+        logger.info(
+            "%-12s %s", "Resume", f"from {checkpoint}" if checkpoint else "from the beginning: nothing is saved"
+        )
     with distributed.main_process_first():
         if is_main():
-            output_dir.mkdir(parents=True, exist_ok=True)
-            clear_output_dir(output_dir)
+            begin(output_dir, earlier, record, checkpoint)
         features = featurize(args, task.name, "train", examples, loaded)
         dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
 
-    results = {"steps": n_steps, "parameters": count_parameters(model)}
-    rows, layers = [], None
-    if compressing:
-        if dev_features:
-            score = score_predecessor(args, task, loaded, dev_features)
-            rows.append(("predecessor", score, results["parameters"]))
-            results["predecessor"] = score._asdict() | {"parameters": results["parameters"]}
+    n_parameters, layers = count_parameters(model), None
+    progress, state = Progress(), None
+    if checkpoint:
+        progress, state = read_state(args, task, checkpoint)
+    if scc_n_layer:
+        if dev_features and progress.predecessor is None:
+            progress.predecessor = score_predecessor(args, task, loaded, dev_features)
         layers = compress(model, scc_n_layer, args.seed)  # the same seed and so the same draws in every process
-        results["parameters"] = count_parameters(model) - count_parameters(layers.predecessor)
-
     if distributed.rank():  # each process has dropout of its own
         torch.manual_seed(np.random.SeedSequence([args.seed, distributed.rank()]).generate_state(1)[0].item())
     prepare(args, model, layers)
-    log = Log(output_dir)
-    start = time.perf_counter()
-    last, best_step, best = train(args, task, loaded, layers, features, dev_features, n_steps, log)
-    results["training_seconds"] = time.perf_counter() - start
-    save(args, task, loaded, output_dir, n_steps, last)
-    if args.do_eval and last is None:  # only now: should it fail, the model is safe
-        last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
-        log.write_score(n_steps, last)
-        if compressing and is_main():
-            with whole_file(output_dir / "README.md") as temporary:
-                temporary.write_text(describe_successor(args, task, model, n_steps, last))
+    parts = make_parts(args, model, layers, n_steps)
+    if checkpoint:
+        restore_state(args, task, checkpoint, loaded, parts, progress, state)
+
+    log = Log(output_dir, state[1]["log"] if state else {})
+    with stop.when_asked():
+        try:
+            train(args, task, loaded, parts, features, dev_features, n_steps, log, progress, stop)
+            save(args, task, loaded, output_dir, n_steps, progress.last)
+            if args.do_eval and progress.last is None:  # only now: should it fail, the model is safe
+                progress.last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
+                log.write_score(n_steps, progress.last)
+                if scc_n_layer and is_main():
+                    with whole_file(output_dir / "README.md") as temporary:
+                        card = describe_successor(args, task, model, n_steps, progress.last)
+                        temporary.write_text(card, encoding="utf-8", errors="replace")
+            distributed.wait_for_all()  # until the main process has written the last checkpoint
+            if args.do_eval:
+                checkpoints = {}
+                if args.eval_all_checkpoints:
+                    checkpoints = checkpoint_results(args, task, device, dev_features, stop.check)
+                write_results(output_dir, progress.last.metrics | checkpoints)
+        except Stopped as stopped:
+            stop_early(args, task, loaded, parts, log, progress, stopped)
     log.close()
-    for name, step, score in (("last", n_steps, last), ("best", best_step, best)):
-        if score:
-            results[name] = {"step": step} | score._asdict()
-            rows.append((f"successor, {name} step ({step})", score, results["parameters"]))
-    distributed.wait_for_all()  # until the main process has written the last checkpoint
-    if args.do_eval:
-        checkpoints = checkpoint_results(args, task, device, dev_features) if args.eval_all_checkpoints else {}
-        write_results(output_dir, last.metrics | checkpoints)
     if not is_main():
         return
-    with whole_file(output_dir / "run.json") as temporary:
-        temporary.write_text(json.dumps(describe_run(args, task, device) | results, indent=2) + "\n")
-    logger.info("The %s is in %s", "successor" if compressing else "model", output_dir)
-    if "predecessor" in results:
+
+    parameters = count_parameters(model) - (count_parameters(layers.predecessor) if layers else 0)
+    results = {"steps": n_steps, "parameters": parameters, "training_seconds": progress.seconds}
+    rows = []
+    if progress.predecessor:
+        results["predecessor"] = progress.predecessor._asdict() | {"parameters": n_parameters}
+        rows.append(("predecessor", progress.predecessor, n_parameters))
+    for name, step, score in (("last", n_steps, progress.last), ("best", progress.best_step, progress.best)):
+        if score:
+            results[name] = {"step": step} | score._asdict()
+            rows.append((f"successor, {name} step ({step})", score, parameters))
+    results["metrics"] = progress.last.metrics if progress.last else {}
+    record = json.loads((output_dir / run_folder.STARTED).read_text())
+    with whole_file(output_dir / run_folder.FINISHED) as temporary:
+        ends = {"resumed_after_steps": progress.resumed, "end": run_record.now()}
+        temporary.write_text(json.dumps(record | ends | results, indent=2) + "\n")
+    finish(output_dir)
+    logger.info("The %s is in %s", "successor" if scc_n_layer else "model", output_dir)
+    if progress.predecessor:
         print(compare(rows, main_key(task)))
+
+
+def begin(output_dir: Path, earlier: dict | None, record: dict, checkpoint: Path | None) -> None:
+    """Make the folder ready: for a new run, for one that goes on from `checkpoint`, or from its beginning."""
+    tidy_up(output_dir)
+    if not earlier:
+        run_folder.clear(output_dir)
+        with whole_file(output_dir / run_folder.STARTED) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+    elif not checkpoint:
+        run_folder.clear(output_dir, but_not=run_folder.STARTED)
+
+
+def finish(output_dir: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    run_folder.forget_older(output_dir, None, None)
+    (output_dir / run_folder.STARTED).unlink(missing_ok=True)
+
+
+def stop_early(args, task, loaded, parts, log: Log, progress: Progress, stopped: Stopped) -> None:
+    """Save what the run needs to go on, unless that is there already, and end the process as the signal asks."""
+    progress.losses.check()
+    newest = distributed.from_main(run_folder.newest_state(Path(args.output_dir)))
+    if newest is None or run_folder.step_of(newest) != progress.step:
+        save_checkpoint(args, task, loaded, parts, log, progress, stopped=True)
+    log.close()
+    if is_main():
+        print(
+            f"run_glue.py: {stopped} after step {progress.step}; the same command with --resume goes on from there",
+            file=sys.stderr,
+        )
+    distributed.wait_for_all()  # until it is saved: torchrun ends all when one has ended
+    distributed.leave()
+    raise SystemExit(128 + stopped.signal)
 
 
 def prepare(args: argparse.Namespace, model: torch.nn.Module, layers: TheseusLayers | None) -> None:
@@ -710,15 +1067,22 @@ def score_predecessor(args, task: Task, loaded: Loaded, dev_features: dict[str, 
     return score
 
 
-def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> dict:
-    """What made the results, for `run.json`."""
+def describe_run(args: argparse.Namespace, task: Task, device: torch.device, examples, dev_examples: dict) -> dict:
+    """What makes the results, for `run.json`."""
+    files = {task.train: examples} | {TASKS[name].dev: dev for name, dev in dev_examples.items()}
     return {
         "task": task.name,
         "main_metric": main_key(task),
+        "command": run_record.command(),
         "arguments": vars(args),
-        "device": str(device),
+        "seed": args.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_type": device.type,
         "processes": distributed.n_processes(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": run_record.versions(),
+        "git_commit": run_record.git_commit(Path(__file__).resolve().parent),
+        "data": {name: its.sha256 for name, its in files.items()},
+        "start": run_record.now(),
     }
 
 
@@ -728,9 +1092,11 @@ def main(args: argparse.Namespace) -> None:
         logging.disable(logging.WARNING)
     warn_about(args)
     task = TASKS[args.task_name]
-    with one_line_errors("run_glue.py", UserError, GlueDataError, torch.OutOfMemoryError):
+    stop = Stop()
+    errors = (UserError, GlueDataError, LossError, torch.OutOfMemoryError)
+    with one_line_errors("run_glue.py", *errors), stop.listening():
         with distributed.failing_together(), fast_kernels():
-            run_training(args, task) if args.do_train else run_evaluation(args, task)
+            run_training(args, task, stop) if args.do_train else run_evaluation(args, task)
         distributed.leave()
 
 

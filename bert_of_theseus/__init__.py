@@ -4,6 +4,13 @@ The method of Xu, Zhou, Ge, Wei and Zhou, "BERT-of-Theseus: Compressing BERT by 
 Replacing", EMNLP 2020 (arXiv 2002.02925).
 """
 
-from bert_of_theseus.theseus_layers import TheseusLayers, compress, export_successor, find_layers, successor_size
+from bert_of_theseus.theseus_layers import (
+    TheseusLayers,
+    compress,
+    export_successor,
+    find_layers,
+    load_successor,
+    successor_size,
+)
 
-__all__ = ["TheseusLayers", "compress", "export_successor", "find_layers", "successor_size"]
+__all__ = ["TheseusLayers", "compress", "export_successor", "find_layers", "load_successor", "successor_size"]

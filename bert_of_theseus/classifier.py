@@ -201,10 +201,11 @@ def takes_token_types(model: torch.nn.Module) -> bool:
     return has_types and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
-def predict(model: torch.nn.Module, features, batch_size: int, pad_token_id: int) -> torch.Tensor:
+def predict(model: torch.nn.Module, features, batch_size: int, pad_token_id: int, check=lambda: None) -> torch.Tensor:
     """Logits (rows, outputs) in file order, float32 on the CPU; in evaluation mode, in which the model is left.
 
-    Several processes share the batches out, and each gets all the logits.
+    Several processes share the batches out, and each gets all the logits. Before each batch all call `check`, which
+    may raise an error to end the pass.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -213,7 +214,11 @@ def predict(model: torch.nn.Module, features, batch_size: int, pad_token_id: int
     logits = torch.zeros(len(features), model.config.num_labels, device=device)
     bar = {"desc": "Evaluating", "leave": False, "disable": rank() > 0 or None, **BAR}
     with torch.inference_mode():
-        for rows in tqdm(batches[rank() :: n_processes()], **bar):
+        for turn in tqdm(range(0, len(batches), n_processes()), **bar):
+            check()
+            if turn + rank() >= len(batches):
+                break
+            rows = batches[turn + rank()]
             batch = features.batch(rows, pad_token_id)
             batch.pop("labels", None)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+_between_cpus: dist.ProcessGroup | None = None  # None stands for the one group that there is
+
 
 def is_launched() -> bool:
     """Whether torchrun has started this process beside others."""
@@ -41,6 +43,9 @@ def join(use_cuda: bool) -> torch.device:
         torch.cuda.set_device(device)
     if is_launched():
         dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
+        if use_cuda:  # what is not on a GPU is told without one: the GPUs' work goes on meanwhile
+            global _between_cpus
+            _between_cpus = dist.new_group(backend="gloo")
     return device
 
 
@@ -103,6 +108,24 @@ def from_main(value):
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def largest(*values: float) -> list[float]:
+    """For each value the largest that a process has given."""
+    if not dist.is_initialized():
+        return list(values)
+    together = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(together, dist.ReduceOp.MAX, _between_cpus)
+    return together.tolist()
+
+
+def gather(value) -> list:
+    """What each process gives, by rank."""
+    values = [value]
+    if dist.is_initialized():
+        values *= n_processes()
+        dist.all_gather_object(values, value, _between_cpus)
+    return values
 
 
 def share_weights(model: torch.nn.Module) -> None:

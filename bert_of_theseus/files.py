@@ -1,10 +1,20 @@
-"""Files that are whole or not there: written under another name, flushed to disk, renamed."""
+"""Files and folders that are whole or not there: written under another name, flushed to disk, renamed."""
 
+import contextlib
+import ctypes
 import os
+import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What a killed process can leave: something half-written, or the folder that a new one was to replace.
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")
+REPLACED = re.compile(r"\.(?P<name>.+)\.replaced")
+STALE_SECONDS = 3600  # without a write, after which nobody can be at work on a temporary file
 
 
 def _flush(path: Path) -> None:
@@ -15,11 +25,17 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary(path: Path) -> Path:
+    # Not the process id: processes of several machines may share the folder.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields the name to write to; what was written there becomes `path` when the block ends without an error."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_stale(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         _flush(temporary)
@@ -28,28 +44,89 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _remove_stale(path: Path) -> None:
+    """Remove what killed processes left of this file in a folder that is nobody's own."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):  # another process was quicker
+            if TEMPORARY.fullmatch(left.name) and left.stat().st_mtime < time.time() - STALE_SECONDS:
+                left.unlink()
+
+
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty folder to write files to, which becomes `path` when the block ends without an error.
 
-    Where `path` exists already its files are replaced one by one, each whole at any moment, and what
-    else is in it stays; `config.json`, without which a folder is no model, comes last.
+    Where `path` exists it is replaced, with all that is in it; whoever looks finds the old one or the new one.
     """
     path = Path(path)
-    name = f"{path.name}.{os.getpid()}.tmp"
-    temporary = path / f".{name}" if path.is_dir() else path.with_name(f".{name}")
+    temporary = _temporary(path)
     temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            _flush(file)
+        _flush(temporary)
+        replaced = path.with_name(f".{path.name}.replaced")
+        if not path.is_dir():
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            path.rename(replaced)  # a kill after this line: `tidy_up` puts it back
+            temporary.rename(path)
+        _flush(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at once; False where the system, or this file system, cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # no Linux
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    return renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
+
+
+@contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """Yields an empty folder to write files to, which take their places in `folder` when the block ends without error.
+
+    Each of them is whole at any moment, and what else is in `folder` stays; `config.json`, without which a folder is
+    no model, comes last.
+    """
+    folder = Path(folder)
+    made = not folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(folder / "files")
+    temporary.mkdir()
     try:
         yield temporary
         files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
         for file in files:
             _flush(file)
-        if path.is_dir():
-            for file in files:
-                file.replace(path / file.name)
-        else:
-            _flush(temporary)
-            temporary.rename(path)
-            _flush(path.parent)
+        for file in files:
+            file.replace(folder / file.name)
+        _flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all that is in it; it is never seen in part."""
+    temporary = _temporary(path)
+    path.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def tidy_up(folder: Path) -> None:
+    """Remove, or put back, what killed processes left in a folder that is this process's own now."""
+    for path in list(folder.iterdir()):
+        replaced = REPLACED.fullmatch(path.name)
+        if replaced and not (folder / replaced["name"]).exists():
+            path.rename(folder / replaced["name"])
+        elif replaced or TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

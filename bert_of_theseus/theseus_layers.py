@@ -258,9 +258,7 @@ def export_successor(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model is not compressed.
     """
-    layers = next((module for module in model.modules() if isinstance(module, TheseusLayers)), None)
-    if layers is None:
-        raise ValueError(f"this {type(model).__name__} is not compressed: call compress(model) first")
+    layers = _theseus_layers(model)
     # With this entry the copy of the model finds the successor's layers already copied where it would
     # copy `layers`: the predecessor's are never duplicated.
     copies: dict[int, object] = {}
@@ -273,3 +271,27 @@ def export_successor(model: nn.Module) -> nn.Module:
     if layers._use_cache:
         config.use_cache = True
     return successor.requires_grad_(True).eval()
+
+
+def load_successor(model: nn.Module, successor: nn.Module) -> None:
+    """Give the successor's layers in `model` the weights that they have in `successor`, the other way than the export.
+
+    Args:
+        model: a model that `compress` has changed.
+        successor: what `export_successor` made of it, or of one like it.
+
+    Raises:
+        ValueError: the model is not compressed, or its successor is not one like this.
+    """
+    layers = _theseus_layers(model)
+    try:
+        layers.successor.load_state_dict(successor.get_submodule(find_layers(successor)).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"the layers are not those of this {type(model).__name__}'s successor") from error
+
+
+def _theseus_layers(model: nn.Module) -> TheseusLayers:
+    layers = next((module for module in model.modules() if isinstance(module, TheseusLayers)), None)
+    if layers is None:
+        raise ValueError(f"this {type(model).__name__} is not compressed: call compress(model) first")
+    return layers

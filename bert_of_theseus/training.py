@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bert_of_theseus.cpu_kernels import ROWS
-from bert_of_theseus.distributed import add_up_gradients, n_processes, rank
+from bert_of_theseus.distributed import add_up, add_up_gradients, largest, n_processes, rank
 from bert_of_theseus.theseus_layers import TheseusLayers
 
 
@@ -155,6 +155,47 @@ def train_step(
     # step, on its momentum, once it has been drawn for the first time.
     optimizer.zero_grad(set_to_none=False)
     return total / n_drawn if n_drawn else None
+
+
+class LossError(ValueError):
+    """A loss that is not a finite number; the message says of which step, and of which rows."""
+
+
+class Losses:
+    """The losses since the last log line, on the device they come from until they are asked for.
+
+    Args:
+        values: (steps,) float32, this process's shares of the losses of an earlier part of the run.
+    """
+
+    def __init__(self, values: torch.Tensor | None = None):
+        self.values = [] if values is None else list(values)
+        self._unchecked: list[tuple[int, list[np.ndarray], torch.Tensor]] = []
+
+    def add(self, step: int, rows: list[np.ndarray], loss: torch.Tensor) -> None:
+        """Take the loss of a step, and the numbers of its rows, by micro-batch."""
+        self.values.append(loss)
+        self._unchecked.append((step, rows, loss))
+
+    def mean(self) -> float | None:
+        """Over steps and processes, the same in all of them; None where no step had a loss."""
+        return add_up(self.stacked().mean()).item() if self.values else None
+
+    def stacked(self) -> torch.Tensor:
+        return torch.stack(self.values) if self.values else torch.zeros(0)
+
+    def check(self) -> None:
+        """Wait for the device, in all processes, and raise LossError in all of them where a loss is not finite."""
+        if not self._unchecked:
+            return
+        finite = torch.stack([loss for *_, loss in self._unchecked]).isfinite().tolist()
+        (from_end,) = largest(len(finite) - finite.index(False) if False in finite else 0)
+        if from_end:
+            step, rows, loss = self._unchecked[len(finite) - int(from_end)]
+            numbers = ", ".join(map(str, sorted(np.concatenate(rows).tolist())))
+            kind = "not a number" if loss.isnan() else "infinite" if loss.isinf() else "not finite in another process"
+            raise LossError(f"the loss of step {step} is {kind}; its training rows, counted from 0: {numbers}")
+        self._unchecked = []
 
 
 def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int):

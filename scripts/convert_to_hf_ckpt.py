@@ -46,7 +46,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.classifier import UserError
-from bert_of_theseus.files import whole_folder
+from bert_of_theseus.files import whole_files
 from glue_processors import find_task
 
 
@@ -111,7 +111,7 @@ def convert(source: Path, target: Path) -> None:
         raise UserError(
             f"{source}: its weights are not those of a {model_class.__name__}: {str(error)[:200]}"
         ) from error
-    with whole_folder(target) as temporary:
+    with whole_files(target) as temporary:
         model.save_pretrained(temporary)
         for name in TOKENIZER_FILES:
             if (source / name).is_file():

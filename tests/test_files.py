@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_of_theseus.files import whole_file, whole_folder
+from bert_of_theseus.files import whole_file, whole_files, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -41,7 +41,7 @@ def test_a_folder_appears_whole(tmp_path):
 def test_in_a_folder_that_exists_files_are_replaced_and_others_stay(tmp_path):
     (tmp_path / "config.json").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
-    with whole_folder(tmp_path) as temporary:
+    with whole_files(tmp_path) as temporary:
         (temporary / "config.json").write_text("new")
         (temporary / "model.safetensors").write_text("weights")
     assert names(tmp_path) == ["config.json", "model.safetensors", "notes.txt"]

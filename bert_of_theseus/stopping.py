@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM: what they interrupt, and what they only ask to end."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bert_of_theseus.distributed import largest, rank
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """A signal has asked for the end, and all processes have agreed to it.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Stop:
+    """Whether the user, or the machine, wants the run to end.
+
+    A signal ends the process with status 128 + its number: at once, or, within `when_asked`, as soon as the process
+    asks; a second signal at once.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self.can_wait = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block the signals come here."""
+        before = [(number, signal.signal(number, self._heed)) for number in SIGNALS]
+        try:
+            yield
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    def _heed(self, number: int, frame: object) -> None:
+        if not self.can_wait:
+            raise SystemExit(128 + number)
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        if rank() == 0:  # not by print, amid whose work on the same stream this may be
+            os.write(2, b"\nStopping after this step; a second signal stops at once\n")
+
+    @contextmanager
+    def when_asked(self) -> Iterator[None]:
+        """Within the block a first signal ends nothing until `check` is called."""
+        self.can_wait = True
+        try:
+            yield
+        finally:
+            self.can_wait = False
+
+    def check(self) -> None:
+        """Raise Stopped, in all processes, where a signal has reached one of them."""
+        (number,) = largest(self.signal)
+        if number:
+            self.signal = number
+            raise Stopped(number)

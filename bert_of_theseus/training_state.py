@@ -1,0 +1,117 @@
+"""What a run needs to go on, beside its weights: in one file of tensors and JSON, that can hold no code.
+
+It holds the optimiser's moments, which parameters have a gradient, the schedules, the scaler, the generator of the
+draws, each process's random state, and whatever figures the caller adds.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from bert_of_theseus.distributed import gather, n_processes, rank
+from bert_of_theseus.theseus_layers import TheseusLayers
+
+
+class Parts(NamedTuple):
+    """The objects whose state it is.
+
+    Attributes:
+        optimizer: over the trained parameters.
+        schedulers: with `state_dict()` of plain numbers.
+        scaler: of mixed precision, or one that is not enabled.
+        layers: of the model; None where it is fine-tuned.
+    """
+
+    optimizer: torch.optim.Optimizer
+    schedulers: Sequence
+    scaler: torch.amp.GradScaler
+    layers: TheseusLayers | None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def collect(parts: Parts, losses: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict]:
+    """The state as (tensors, figures), the same in all processes, each of which must call this.
+
+    Args:
+        parts: the objects; the tensors may be their own.
+        losses: (steps,) float32, this process's own, with which its random state goes.
+    """
+    optimizer = parts.optimizer.state_dict()
+    tensors = {
+        f"optimizer.{number}.{name}": value
+        for number, state in optimizer["state"].items()
+        for name, value in state.items()
+    }
+    if parts.layers:
+        tensors["draws"] = parts.layers.generator.get_state()
+    own = {"losses": losses.cpu(), "random": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        own["cuda_random"] = torch.cuda.get_rng_state()
+    for process, its in enumerate(gather(own)):
+        tensors |= {f"process.{process}.{name}": value for name, value in its.items()}
+    figures = {
+        "processes": n_processes(),
+        "param_groups": optimizer["param_groups"],
+        # Zeroed gradients are not none: Adam moves on with them.
+        "with_gradient": [number for number, p in enumerate(parts.parameters()) if p.grad is not None],
+        "schedulers": [scheduler.state_dict() for scheduler in parts.schedulers],
+        "scaler": parts.scaler.state_dict(),
+    }
+    return tensors, figures
+
+
+def restore(parts: Parts, tensors: dict[str, torch.Tensor], figures: dict) -> torch.Tensor:
+    """Put the objects, and this process's random state, into the state of `collect`.
+
+    Returns:
+        This process's losses.
+
+    Raises:
+        ValueError: it is not the state of such objects.
+    """
+    own = f"process.{rank()}."
+    try:
+        parameters = parts.parameters()
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".")
+                shape = () if name == "step" else parameters[int(number)].shape
+                if value.shape != shape:
+                    raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(shape)}")
+                state.setdefault(int(number), {})[name] = value
+        parts.optimizer.load_state_dict({"state": state, "param_groups": figures["param_groups"]})
+        for number in figures["with_gradient"]:
+            parameters[number].grad = torch.zeros_like(parameters[number])
+        for scheduler, its in zip(parts.schedulers, figures["schedulers"], strict=True):
+            scheduler.load_state_dict(its)
+        parts.scaler.load_state_dict(figures["scaler"])
+        if parts.layers:
+            parts.layers.generator.set_state(tensors["draws"])
+        torch.set_rng_state(tensors[f"{own}random"])
+        if f"{own}cuda_random" in tensors:
+            torch.cuda.set_rng_state(tensors[f"{own}cuda_random"])
+        return tensors[f"{own}losses"]
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"not this run's state ({type(error).__name__}: {error})") from error
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], figures: dict) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"figures": json.dumps(figures)})
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The (tensors, figures) of `write`; ValueError where the file is damaged or something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            figures = json.loads(file.metadata()["figures"])
+            return {name: file.get_tensor(name) for name in file.keys()}, figures
+    except Exception as error:  # whatever a damaged file makes safetensors raise
+        raise ValueError(f"damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
