@@ -3,12 +3,13 @@
 Facts about the files: https://gluebenchmark.com (Wang et al., ICLR 2019), in their classic TSV layout.
 """
 
+import codecs
 import functools
 import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -112,57 +113,81 @@ def read_examples(task: Task, data_dir: str | Path, split: str) -> Examples:
     are parted by tabs, without quoting.
 
     Raises:
-        GlueDataError: no such file, not UTF-8, no rows, a row with a missing column, or a label that
-            is not the task's; with file, line and what was expected.
+        GlueDataError: no such file, not UTF-8, no rows, a row with a missing column, of more than `MAX_LINE` bytes
+            or with a NUL, or a label that is not the task's; with file, line and what was expected.
     """
     file_name = getattr(task, split)
     if file_name is None:
         raise GlueDataError(f"{task.name} has no {split} file: only {task.test}, to predict")
     path = Path(data_dir) / file_name
-    if not path.is_file():
+    if not path.exists():
         raise GlueDataError(f"{path}: no such file; {task.name}'s {split} set should be there ({task.folder} of GLUE)")
-    data = path.read_bytes()
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise GlueDataError(f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); save it as UTF-8") from None
-    if lines[-1] == "":  # the file ends with a line feed
-        lines.pop()
-    rows = [line.removesuffix("\r").split("\t") for line in lines]
-
     labelled = split != "test"
     has_header = task.header or not labelled
     sentences = task.sentences if labelled else task.test_sentences
-    n_columns = max(*sentences, task.label if labelled else 0) + 1
-    if labelled and task.label == -1 and rows:
-        # The last column is the label's only in a row that is as long as the header.
-        n_columns = max(n_columns + 1, len(rows[0]))
-    if len(rows) <= has_header:
-        raise GlueDataError(f"{path}:1: no rows; expected {'a header line and ' * has_header}the {split} set")
+    n_cut = max(*sentences, task.label if labelled else 0) + 1  # what lies beyond is not even cut into columns
+    n_columns = n_cut
 
     columns: list[list[str]] = [[] for _ in sentences]
     labels: list[float] = []
-    for number, row in enumerate(rows[has_header:], start=1 + has_header):
-        if len(row) < n_columns:
+    digest, number = hashlib.sha256(), 0
+    for number, line in _lines(path, digest):
+        n_found = line.count("\t") + 1
+        if number == 1 and labelled and task.label == -1:
+            # The last column is the label's only in a row that is as long as the header.
+            n_columns = max(n_columns + 1, n_found)
+        if number == 1 and has_header:
+            continue
+        if n_found < n_columns:
             if labelled and task.skip_short_rows:
                 continue
-            raise GlueDataError(f"{path}:{number}: {len(row)} columns; expected at least {n_columns}, parted by tabs")
+            raise GlueDataError(f"{path}:{number}: {n_found} columns; expected at least {n_columns}, parted by tabs")
+        row = line.split("\t", n_cut)
         for column, index in zip(columns, sentences, strict=True):
             column.append(row[index])
         if labelled:
             try:
-                labels.append(_label_id(task, row[task.label]))
+                labels.append(_label_id(task, line.rpartition("\t")[2] if task.label == -1 else row[task.label]))
             except ValueError as error:
                 raise GlueDataError(f"{path}:{number}: {error}") from None
+    if number <= has_header:
+        raise GlueDataError(f"{path}:1: no rows; expected {'a header line and ' * has_header}the {split} set")
     if not columns[0]:
         raise GlueDataError(f"{path}: no complete row; expected rows of at least {n_columns} columns, parted by tabs")
     return Examples(
         first=columns[0],
         second=columns[1] if len(columns) > 1 else None,
         labels=np.array(labels, dtype=np.int64 if task.labels else np.float32) if labelled else None,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=digest.hexdigest(),
     )
+
+
+# Bytes of a line, a hundred times what GLUE's longest has: a tokenizer takes up to 600 times as many.
+MAX_LINE = 2**21
+
+
+def _lines(path: Path, digest) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line, without its end, `digest` fed with all bytes; errors as `read_examples` has them."""
+    if not path.is_file():  # a FIFO would never end
+        raise GlueDataError(f"{path} is not a file")
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE + 1)
+            if not line:
+                return
+            digest.update(line)
+            if len(line) > MAX_LINE:
+                raise GlueDataError(f"{path}:{number}: more than {MAX_LINE:,} bytes; rows should end at a line feed")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{line[error.start]:02x}"
+                raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
+            if "\0" in text:
+                raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
+            yield number, text.removesuffix("\n").removesuffix("\r")
 
 
 def _label_id(task: Task, text: str) -> float:
@@ -241,8 +266,7 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
     backend = tokenizer.backend_tokenizer
     truncation, padding = backend.truncation, backend.padding
     input_ids, types, lengths = [], [], []
-    for start in range(0, len(examples.first), 1000):  # in batches, so that Python's lists of ids stay small
-        chunk = slice(start, start + 1000)
+    for chunk in _chunks(examples):
         encoded = tokenizer(
             examples.first[chunk],
             examples.second[chunk] if examples.second else None,
@@ -251,10 +275,13 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
             return_token_type_ids=token_type_ids,
             return_attention_mask=False,
         )
-        lengths += [len(ids) for ids in encoded["input_ids"]]
-        input_ids.append(np.fromiter((i for ids in encoded["input_ids"] for i in ids), np.int32))
+        # Of an empty text nothing is left where the tokenizer adds no tokens of its own.
+        ids = [row or [tokenizer.pad_token_id] for row in encoded["input_ids"]]
+        lengths += map(len, ids)
+        input_ids.append(np.fromiter(itertools.chain.from_iterable(ids), np.int32))
         if token_type_ids:
-            types.append(np.fromiter((t for ids in encoded["token_type_ids"] for t in ids), np.int8))
+            rows = (row or [0] for row in encoded["token_type_ids"])
+            types.append(np.fromiter(itertools.chain.from_iterable(rows), np.int8))
     # What the calls have set would be saved with the tokenizer, but by runs that find their features in the cache.
     backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
     backend.enable_padding(**padding) if padding else backend.no_padding()
@@ -264,6 +291,19 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
         np.concatenate(types) if token_type_ids else None,
         examples.labels,
     )
+
+
+def _chunks(examples: Examples, n_rows: int = 1000, n_characters: int = MAX_LINE) -> Iterator[slice]:
+    """Slices of so many rows, and characters unless one row has more, at most: a tokenizer's lists of ids are large."""
+    start, characters = 0, 0
+    seconds = examples.second or [""] * len(examples.first)
+    for row, texts in enumerate(zip(examples.first, seconds, strict=True)):
+        length = sum(map(len, texts))
+        if row > start and (row - start == n_rows or characters + length > n_characters):
+            yield slice(start, row)
+            start, characters = row, 0
+        characters += length
+    yield slice(start, len(examples.first))
 
 
 def cached_features(

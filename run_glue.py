@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--num_train_epochs", type=above(0), default=20.0, help="default: %(default)s")
-    add("--max_steps", type=int, default=-1, help="if above 0, train for exactly so many optimiser steps")
+    add("--max_steps", type=at_least(-1), default=-1, help="if above 0, train for exactly so many optimiser steps")
     add("--learning_rate", type=at_least(0, float), default=5e-5, help="default: %(default)s")
     add("--warmup_steps", type=at_least(0), default=0, help="steps of linear warm-up (default: %(default)s)")
     add(
@@ -185,10 +185,6 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
@@ -206,8 +202,9 @@ from bert_of_theseus import (
 )
 from bert_of_theseus.classifier import BAR, Loaded, UserError, load_model, predict, takes_token_types
 from bert_of_theseus.cpu_kernels import RETURN_EVERY, fast_kernels, return_freed_memory
-from bert_of_theseus.files import tidy_up, whole_file, whole_files, whole_folder
+from bert_of_theseus.files import size, tidy_up, whole_file, whole_files, whole_folder
 from bert_of_theseus.model_card import model_card
+from bert_of_theseus.run_log import RunLog
 from bert_of_theseus.stopping import Stop, Stopped
 from bert_of_theseus.training import LossError, Losses, micro_batch, optimizer_groups, train_batches, train_step
 from glue_processors import Features, Task, cached_features, chance_score, compute_metrics, read_examples
@@ -227,6 +224,10 @@ class Score(NamedTuple):
     metrics: dict[str, float]
     main: float  # the main metric
     seconds: float  # for the pass over the dev set
+
+    def logged(self) -> dict[str, float]:
+        """The metrics under the names that they have in the logs."""
+        return {f"eval_{key}": value for key, value in self.metrics.items()}
 
 
 def read_dev_sets(args: argparse.Namespace, task: Task) -> dict:
@@ -409,7 +410,7 @@ def after_step(args, task, loaded, parts, dev_features, log, progress: Progress,
     evaluated = None
     if not progress.evaluated:
         evaluated = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
-        log.write_score(progress.step, evaluated)
+        log.write(progress.step, evaluated.logged())
         progress.evaluated, progress.last = True, evaluated
         if progress.best is None or evaluated.main > progress.best.main:
             save(args, task, loaded, Path(args.output_dir) / "checkpoint-best", progress.step, evaluated)
@@ -419,75 +420,6 @@ def after_step(args, task, loaded, parts, dev_features, log, progress: Progress,
     if is_saved(args, progress.step):
         save_checkpoint(args, task, loaded, parts, log, progress, evaluated)
     stop.check()
-
-
-class Log:
-    """The same values as TensorBoard scalars, as lines of JSON on standard output, and in `log.jsonl`.
-
-    Only the main process writes them.
-
-    Args:
-        output_dir: of the run.
-        sizes: of the files, in bytes, as `sizes()` gave them, to which they are cut back; empty for a new run.
-    """
-
-    def __init__(self, output_dir: Path, sizes: dict[str, int]):
-        self.folder = output_dir
-        if is_main():
-            (output_dir / "runs").mkdir(exist_ok=True)
-            for path in self._paths():
-                size = sizes.get(str(path.relative_to(output_dir)), 0)
-                if size == 0:
-                    path.unlink()
-                elif size < path.stat().st_size:
-                    os.truncate(path, size)
-            part = len(self._paths())  # or two parts begun in the same second would be one file
-            self.board = EventsWriter(str(output_dir / "runs" / "events"), f".{part}")
-            self.file = open(output_dir / "log.jsonl", "a")
-
-    def _paths(self) -> list[Path]:
-        return [*self.folder.glob("log.jsonl"), *self.folder.glob("runs/events.*")]
-
-    def sizes(self) -> dict[str, int]:
-        """How long the files are, by name."""
-        return {str(path.relative_to(self.folder)): path.stat().st_size for path in self._paths()}
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if not is_main():
-            return
-        line = json.dumps({"step": step} | values)
-        tqdm.write(line)
-        sys.stdout.flush()
-        with writing(self.folder / "log.jsonl", 1000):
-            print(line, file=self.file, flush=True)
-            os.fsync(self.file.fileno())
-            for name, value in values.items():
-                self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-            self.board.flush()
-
-    def write_score(self, step: int, score: Score) -> None:
-        self.write(step, {f"eval_{key}": value for key, value in score.metrics.items()})
-
-    def close(self) -> None:
-        if is_main():
-            self.board.close()
-            self.file.close()
-
-
-@contextmanager
-def writing(path: Path, n_bytes: int) -> Iterator[None]:
-    """UserError where the block cannot write `path`, of about so many bytes, with what there is to go on from."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        output_dir = path.parent
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        saved = run_folder.newest_state(output_dir)
-        go_on = f"{saved} is whole: then go on with --resume" if saved else "then start again"
-        free = size(shutil.disk_usage(output_dir).free)
-        raise UserError(
-            f"{path} cannot be written ({reason}): it takes {size(n_bytes)}, of {free} free; make room, {go_on}"
-        ) from error
 
 
 def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | None = None, state=None) -> None:
@@ -502,7 +434,7 @@ def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | Non
     saved = export_successor(model) if card else model
     n_bytes = 4 * count_parameters(saved) + (sum(t.nbytes for t in state[0].values()) if state else 0)
     whole = whole_files if folder == Path(args.output_dir) else whole_folder
-    with writing(folder, n_bytes), whole(folder) as temporary:
+    with run_folder.writing(folder, n_bytes), whole(folder) as temporary:
         saved.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
         if card:
@@ -513,7 +445,7 @@ def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | Non
             training_state.write(temporary / run_folder.STATE, *state)
 
 
-def save_checkpoint(args, task, loaded, parts, log: Log, progress: Progress, score=None, stopped=False) -> None:
+def save_checkpoint(args, task, loaded, parts, log: RunLog, progress: Progress, score=None, stopped=False) -> None:
     """A checkpoint that the run can go on from; what it makes superfluous is removed."""
     tensors, figures = training_state.collect(parts, progress.losses.stacked())
     if is_main():
@@ -661,32 +593,22 @@ def found_free(args: argparse.Namespace) -> dict | None:
 
 # Arguments in which a run may differ from the one that it goes on with: names and places (what lies there is compared
 # itself), and what changes nothing in the training.
-FREE = set(
+FREE = (
     "data_dir model_name_or_path config_name tokenizer_name cache_dir output_dir overwrite_output_dir overwrite_cache "
     "resume do_eval eval_all_checkpoints logging_steps save_steps save_total_limit per_gpu_eval_batch_size model_type "
-    "fp16_opt_level local_rank".split()
-)
+    "fp16_opt_level local_rank"
+).split()
 
 
 def refuse_differences(output_dir: str, was: dict, now: dict) -> None:
     """UserError, naming all of them, where the run differs from what the one it goes on with was started with."""
-    differences = [
-        f"--{name} was {was['arguments'].get(name)!r}, now {value!r}"
-        for name, value in now["arguments"].items()
-        if name not in FREE and was["arguments"].get(name) != value
-    ]
-    differences += [f"{name} has changed" for name, its in now["data"].items() if was["data"].get(name, its) != its]
-    named = {"predecessor_sha256": "the model to start from", "processes": "the number of processes"}
-    named["device_type"] = "the kind of device"
-    for key, words in named.items():
-        if key in now and was.get(key) != now[key]:
-            kinds = "" if key == "predecessor_sha256" else f" from {was.get(key)} to {now[key]}"
-            differences.append(f"{words} has changed{kinds}")
-    if differences:
-        raise UserError(f"--resume: not the run that {output_dir} holds: {'; '.join(differences)}")
+    found = run_record.differences(was, now, FREE)
+    if found:
+        raise UserError(f"--resume: this is not the run that {output_dir} holds: {'; '.join(found)}")
     for name, version in now["versions"].items():
-        if was["versions"].get(name) != version:
-            logger.warning("%s was %s and is %s: numbers can differ", name, was["versions"].get(name), version)
+        before = was["versions"].get(name)
+        if before != version:
+            logger.warning("%s was %s and is %s: results can differ in the last digits", name, before, version)
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
@@ -726,15 +648,6 @@ def launch_command(args: argparse.Namespace, n_gpus: int) -> list[str]:
 
 def count_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def size(n_bytes: float) -> str:
-    """A number of bytes as people read it."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"
 
 
 def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch) -> None:
@@ -882,7 +795,7 @@ def evaluate_alone(args, task: Task, dev_examples: dict, device: torch.device) -
         results |= checkpoint_results(args, task, device, dev_features)
     write_results(args.output_dir, results)
     if is_main():
-        print(json.dumps({f"eval_{key}": value for key, value in score.metrics.items()}))
+        print(json.dumps(score.logged()))
 
 
 def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
@@ -953,14 +866,14 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
     if checkpoint:
         restore_state(args, task, checkpoint, loaded, parts, progress, state)
 
-    log = Log(output_dir, state[1]["log"] if state else {})
+    log = RunLog(output_dir, state[1]["log"] if state else {})
     with stop.when_asked():
         try:
             train(args, task, loaded, parts, features, dev_features, n_steps, log, progress, stop)
             save(args, task, loaded, output_dir, n_steps, progress.last)
             if args.do_eval and progress.last is None:  # only now: should it fail, the model is safe
                 progress.last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
-                log.write_score(n_steps, progress.last)
+                log.write(n_steps, progress.last.logged())
                 if scc_n_layer and is_main():
                     with whole_file(output_dir / "README.md") as temporary:
                         card = describe_successor(args, task, model, n_steps, progress.last)
@@ -1015,7 +928,7 @@ def finish(output_dir: Path) -> None:
     (output_dir / run_folder.STARTED).unlink(missing_ok=True)
 
 
-def stop_early(args, task, loaded, parts, log: Log, progress: Progress, stopped: Stopped) -> None:
+def stop_early(args, task, loaded, parts, log: RunLog, progress: Progress, stopped: Stopped) -> None:
     """Save what the run needs to go on, unless that is there already, and end the process as the signal asks."""
     progress.losses.check()
     newest = distributed.from_main(run_folder.newest_state(Path(args.output_dir)))
@@ -1093,7 +1006,7 @@ def main(args: argparse.Namespace) -> None:
     warn_about(args)
     task = TASKS[args.task_name]
     stop = Stop()
-    errors = (UserError, GlueDataError, LossError, torch.OutOfMemoryError)
+    errors = (UserError, GlueDataError, LossError, run_folder.CannotWrite, torch.OutOfMemoryError)
     with one_line_errors("run_glue.py", *errors), stop.listening():
         with distributed.failing_together(), fast_kernels():
             run_training(args, task, stop) if args.do_train else run_evaluation(args, task)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,7 @@ def load_model(
     config.num_labels = num_labels
     config.problem_type = "single_label_classification" if labels else "regression"
     try:
+        check_extent(Path(path), config)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
@@ -142,6 +144,24 @@ def load_model(
             f"{tokenizer_name or path}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds"
         )
     return Loaded(model, tokenizer, order)
+
+
+def check_extent(folder: Path, config) -> None:
+    """ValueError where the config calls for far more than the folder's weights hold, before memory and time go there.
+
+    What is missing is made anew: a damaged number would have the machine make a model without bounds.
+    """
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]  # none where the model is on the Hub
+    n_bytes = sum(file.stat().st_size for file in files)
+    n_layer = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if files and n_layer > n_bytes // 1000:
+        raise ValueError(f"its config calls for {n_layer:,} layers, its weights have {n_bytes:,} bytes")
+    if files:
+        with torch.device("meta"):  # which takes no memory
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        n_parameters = sum(p.numel() for p in model.parameters())
+        if n_parameters > 10**7 + 4 * n_bytes:
+            raise ValueError(f"its config calls for {n_parameters:,} parameters, its weights have {n_bytes:,} bytes")
 
 
 def check_weights(path: str, model, report: dict, names: list[str], num_labels: int, new_head: bool) -> bool:

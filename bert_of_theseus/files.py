@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # What a killed process can leave: something half-written, or the folder that a new one was to replace.
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.tmp")
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.tmp")
 REPLACED = re.compile(r"\.(?P<name>.+)\.replaced")
 STALE_SECONDS = 3600  # without a write, after which nobody can be at work on a temporary file
 
@@ -130,3 +130,12 @@ def tidy_up(folder: Path) -> None:
             path.rename(folder / replaced["name"])
         elif replaced or TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"

@@ -11,12 +11,15 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bert_of_theseus.files import REPLACED, TEMPORARY, remove_folder
+from safetensors import SafetensorError
+
+from bert_of_theseus.files import REPLACED, TEMPORARY, remove_folder, size
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,26 @@ OF_MODEL += r"added_tokens\.json|vocab\.(txt|json)|merges\.txt|chat_template\.ji
 
 class FolderInUse(Exception):
     """Another process is at work in the folder; the message says which."""
+
+
+class CannotWrite(Exception):
+    """Something of the run cannot be written; the message says what, how large it is, and what is left."""
+
+
+@contextmanager
+def writing(path: Path, n_bytes: int) -> Iterator[None]:
+    """CannotWrite where the block cannot write `path`, in a run's folder, of about so many bytes."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        folder = path.parent
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        saved = newest_state(folder)
+        then = f"{saved} is whole: then go on with --resume" if saved else "nothing is saved yet: then start again"
+        free = size(shutil.disk_usage(folder).free)
+        raise CannotWrite(
+            f"{path} cannot be written ({reason}): it takes {size(n_bytes)}, and {free} are free; make room; {then}"
+        ) from error
 
 
 @contextmanager

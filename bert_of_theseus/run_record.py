@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -58,3 +59,22 @@ def model_sha256(model: torch.nn.Module, tokenizer) -> str:
         state.pop(name, None)
     digest.update(json.dumps([config, state], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def differences(was: dict, now: dict, free_arguments: Sequence[str]) -> list[str]:
+    """In what a run differs, in words, from the one that it is to go on with, as their records tell.
+
+    What only one of them tells is no difference, nor is one of `free_arguments`.
+    """
+    found = [
+        f"--{name} was {was['arguments'].get(name)!r}, is {value!r}"
+        for name, value in now["arguments"].items()
+        if name not in free_arguments and was["arguments"].get(name) != value
+    ]
+    found += [f"{name} has changed" for name, sha256 in now["data"].items() if was["data"].get(name, sha256) != sha256]
+    if was.get("predecessor_sha256", "") != now.get("predecessor_sha256", was.get("predecessor_sha256", "")):
+        found.append("the model to start from has changed")
+    for key, what in (("processes", "the number of processes"), ("device_type", "the kind of device")):
+        if was.get(key) != now[key]:
+            found.append(f"{what} was {was.get(key)}, is {now[key]}")
+    return found

@@ -20,21 +20,26 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
+LARGEST = 10**15  # beyond it floats no longer tell one whole number from the next
+
+
 def at_least(bound: float, kind: type = int):
-    """An argparse type: a finite number of this kind that is not below the bound."""
+    """An argparse type: a number of this kind that is not below the bound, nor beyond all use."""
     return _number(kind, lambda value: value >= bound, f"at least {bound}")
 
 
 def above(bound: float, kind: type = float):
-    """An argparse type: a finite number of this kind above the bound."""
+    """An argparse type: a number of this kind above the bound, and not beyond all use."""
     return _number(kind, lambda value: value > bound, f"above {bound}")
 
 
 def _number(kind: type, fits, words: str):
     def parse(text: str):
         value = kind(text)
-        if not fits(value) or value == float("inf"):
+        if not fits(value):
             raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text} is beyond all use")
         return value
 
     parse.__name__ = kind.__name__  # argparse says "invalid int value"

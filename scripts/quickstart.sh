@@ -89,14 +89,14 @@ if [ -n "$kind" ]; then
   [ -d "$GLUE_DIR/$task" ] || "$python" scripts/make_demo_glue.py "$GLUE_DIR" --tasks "$task" --train_rows 3000
 fi
 
-train() {  # FOLDER FLAG ...: a run of run_glue.py, unless it is finished
+train() {  # FOLDER FLAG ...: a run of run_glue.py, or what is left of it
   if [ -f "$1/run.json" ]; then
     echo "$1 is there already" >&2
     return
   fi
   "$python" run_glue.py --task_name "$task" --data_dir "$GLUE_DIR/$task" --do_train --do_eval --max_seq_length 128 \
     --per_gpu_train_batch_size 32 --per_gpu_eval_batch_size 32 --learning_rate 5e-5 --save_steps 0 \
-    --output_dir "$1" --overwrite_output_dir "${@:2}"
+    --output_dir "$1" --overwrite_output_dir --resume "${@:2}"
 }
 
 runs=$output_dir/$task$kind-$name

@@ -21,8 +21,9 @@ TITLES = {"scheduler_linear_k": "k", "steps_for_replacing": "steps at the rate"}
 # Arguments that make no setting: names and places, what the table tells anyway, what changes no score. Over seeds the
 # scores are averaged.
 LEFT_OUT = (
-    "seed task_name scheduler_type output_dir overwrite_output_dir cache_dir overwrite_cache save_steps "
-    "eval_all_checkpoints per_gpu_eval_batch_size do_train no_cuda model_type fp16_opt_level local_rank"
+    "seed task_name scheduler_type output_dir overwrite_output_dir resume cache_dir overwrite_cache save_steps "
+    "save_total_limit eval_all_checkpoints per_gpu_eval_batch_size do_train no_cuda model_type fp16_opt_level "
+    "local_rank"
 ).split()
 RESULTS = ("last_mean", "last_std", "best_mean", "best_std", "predecessor", "last_kept", "best_kept", "best_setting")
 NOTES = """

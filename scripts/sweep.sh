@@ -21,16 +21,17 @@ the environment say what to run; lists are parted by spaces:
 
 With KS and STEPS both schedules are run; one of them is needed. What follows -- is handed to run_glue.py after the
 sweep's own arguments, so that it wins. The sweep's own are the setting, --do_train --do_eval
---evaluate_during_training --save_steps 0 and --overwrite_output_dir.
+--evaluate_during_training --save_steps 0 --resume and --overwrite_output_dir.
 
   GLUE_DIR=glue PREDECESSORS=predecessors OUTPUT_DIR=runs TASKS="MRPC RTE" LEARNING_RATES="1e-5 2e-5" \
     REPLACING_RATES="0.3 0.5" KS="0.0006 0.002" SEEDS="42 43 44" \
     scripts/sweep.sh -- --num_train_epochs 15 --per_gpu_train_batch_size 32
 
 A run is finished when its folder has a run.json, and is then left out: give the same command again to go on after
-Ctrl-C or a failure. Arguments after -- are not part of a folder's name, so other ones need another OUTPUT_DIR. A
-folder without run.json is a run that was stopped, and is replaced. What a run prints goes to sweep.log in its folder.
-A failed run does not stop the others; all of them are named at the end, and the exit status is 1.
+Ctrl-C or a failure. Arguments after -- are not part of a folder's name, so other ones need another OUTPUT_DIR. A run
+that was stopped goes on where it was; one that was killed starts again, or goes on from its newest checkpoint where
+there is a --save_steps after --. What a run prints goes to sweep.log in its folder. A failed run does not stop the
+others; all of them are named at the end, and the exit status is 1.
 
 GPUs are those of CUDA_VISIBLE_DEVICES or, where it is not set, all that nvidia-smi lists; without any, runs are made
 one at a time. Several sweeps may share an OUTPUT_DIR: no run is made twice at once (where there is the command flock).
@@ -127,7 +128,7 @@ command_of() {  # INDEX: set `line` to the words of the run's command
   local task=${names[$1]%%/*} words
   read -ra words <<< "${settings[$1]}"
   line=("$python" "$root/run_glue.py" --task_name "$task" --model_name_or_path "$PREDECESSORS/$task"
-    --data_dir "$GLUE_DIR/$task" --output_dir "$OUTPUT_DIR/${names[$1]}" --overwrite_output_dir
+    --data_dir "$GLUE_DIR/$task" --output_dir "$OUTPUT_DIR/${names[$1]}" --overwrite_output_dir --resume
     --do_train --do_eval --evaluate_during_training --save_steps 0 "${words[@]}" ${extra[@]+"${extra[@]}"})
 }
 
@@ -164,8 +165,6 @@ run() {  # INDEX DEVICE
       return
     fi
     echo "$say started${2:+ on GPU $2}"
-    : > "$folder/sweep.log"
-    rm -rf "$folder"/.*.tmp  # a stopped run's half-written files
     command_of "$1"
     { "${line[@]}" < /dev/null >&9; } 2>&9 || status=$?  # the braces: bash's own word on a killed run goes there too
   } 9>> "$folder/sweep.log" || status=$?
