@@ -434,7 +434,7 @@ def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | Non
     saved = export_successor(model) if card else model
     n_bytes = 4 * count_parameters(saved) + (sum(t.nbytes for t in state[0].values()) if state else 0)
     whole = whole_files if folder == Path(args.output_dir) else whole_folder
-    with run_folder.writing(folder, n_bytes), whole(folder) as temporary:
+    with run_folder.writing(Path(args.output_dir), folder, n_bytes), whole(folder) as temporary:
         saved.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
         if card:

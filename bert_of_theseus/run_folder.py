@@ -43,18 +43,17 @@ class CannotWrite(Exception):
 
 
 @contextmanager
-def writing(path: Path, n_bytes: int) -> Iterator[None]:
-    """CannotWrite where the block cannot write `path`, in a run's folder, of about so many bytes."""
+def writing(folder: Path, what: Path | str, n_bytes: int) -> Iterator[None]:
+    """CannotWrite where the block cannot write something, of about so many bytes, of the run in `folder`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        folder = path.parent
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         saved = newest_state(folder)
         then = f"{saved} is whole: then go on with --resume" if saved else "nothing is saved yet: then start again"
         free = size(shutil.disk_usage(folder).free)
         raise CannotWrite(
-            f"{path} cannot be written ({reason}): it takes {size(n_bytes)}, and {free} are free; make room; {then}"
+            f"{what} cannot be written ({reason}): it takes {size(n_bytes)}, and {free} are free; make room; {then}"
         ) from error
 
 

@@ -50,9 +50,10 @@ class RunLog:
         if rank() > 0:
             return
         line = json.dumps({"step": step} | values)
-        tqdm.write(line)
-        sys.stdout.flush()
-        with writing(self.folder / "log.jsonl", 1000):
+        with writing(self.folder, "standard output", len(line)):  # a file, perhaps
+            tqdm.write(line)
+            sys.stdout.flush()
+        with writing(self.folder, self.folder / "log.jsonl", 1000):
             print(line, file=self.file, flush=True)
             os.fsync(self.file.fileno())
             for name, value in values.items():

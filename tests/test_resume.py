@@ -1,25 +1,34 @@
 """Runs that end before their end, and go on."""
 
 import json
+import math
 import os
 import random
+import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_glue
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_run_glue import arguments, read_results, run_here, scalars
+from transformers import AutoModelForSequenceClassification
+
+import run_glue
+from bert_of_theseus import run_folder, training_state
+from bert_of_theseus.training import train_batches
 
 ROOT = Path(__file__).parents[1]
 LINEAR = "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.05"
 CONSTANT = "--replacing_rate 0.2 --steps_for_replacing 9"
-EACH = ["linear", "constant", "fine-tuning"]
-SCHEDULES = dict(zip(EACH, (LINEAR, CONSTANT, ""), strict=True))
+SCHEDULES = {"linear": LINEAR, "constant": CONSTANT, "fine-tuning": ""}
 STEPS = "--do_train --do_eval --evaluate_during_training --max_steps 14 --logging_steps 4 --save_steps 5 "
 STEPS += "--weight_decay 0.01 --warmup_steps 2 --gradient_accumulation_steps 2"
 
@@ -75,10 +84,8 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     assert event_values(folder) == event_values(expected)
 
 
-def stop_after(step: int, monkeypatch, number: int = signal.SIGTERM, second: int = 0) -> None:
+def stop_after(step: int, monkeypatch, number: int = signal.SIGTERM) -> None:
     """Send this process a signal in the middle of a step."""
-    import run_glue
-
     true_step, steps = run_glue.train_step, iter(range(1, 10**6))
 
     def with_signal(*args):
@@ -97,12 +104,16 @@ def stopped_run(step: int, monkeypatch, *args: object, number: int = signal.SIGT
     assert end.value.code == 128 + number
 
 
-@pytest.fixture(scope="module", params=EACH)
-def uninterrupted(request, bert_folder, mrpc, tmp_path_factory):
+@pytest.fixture(scope="module", params=SCHEDULES)
+def uninterrupted(request, bert_folder, mrpc, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A run with each schedule, and its flags."""
     output = tmp_path_factory.mktemp("run") / request.param
     flags = SCHEDULES[request.param].split()
     run_here(*command(bert_folder, mrpc, output, *flags))
     return output, flags
+
+
+only_linear = pytest.mark.parametrize("uninterrupted", ["linear"], indirect=True)
 
 
 # ------------------------------------------------------------------------------------------- going on
@@ -119,6 +130,362 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
     run_here(*args, "--resume")
     assert_same_run(tmp_path / "o", expected)
     assert json.loads((tmp_path / "o" / "run.json").read_text())["resumed_after_steps"] == [step]
+
+
+def test_a_run_can_be_stopped_many_times_also_amid_an_evaluation(
+    bert_folder, mrpc, uninterrupted, tmp_path, monkeypatch
+):
+    expected, flags = uninterrupted
+    args = command(bert_folder, mrpc, tmp_path / "o", *flags, "--resume")
+    true_predict, passes = run_glue.predict, []
+
+    def interrupted(*arguments):
+        passes.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return true_predict(*arguments)
+
+    for step in (3, 2):
+        stopped_run(step, monkeypatch, *args)
+    for _ in range(2):  # amid the evaluation after step 8, which is then made again
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(run_glue, "predict", interrupted)
+            run_here(*args)
+        assert (tmp_path / "o" / "checkpoint-8-stopped").is_dir()
+    assert len(passes) == 2
+    run_here(*args)
+    assert_same_run(tmp_path / "o", expected)
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["resumed_after_steps"] == [3, 5, 8]
+
+
+@only_linear
+def test_without_a_state_a_run_is_resumed_from_the_beginning(bert_folder, mrpc, uninterrupted, tmp_path, monkeypatch):
+    expected, flags = uninterrupted
+    args = command(bert_folder, mrpc, tmp_path / "o", *flags, "--resume")
+    stopped_run(7, monkeypatch, *args)  # begun with --resume in a folder that is not there
+    for state in (tmp_path / "o").glob(f"*/{run_folder.STATE}"):
+        state.unlink()
+    (tmp_path / "o" / "cached_mine.npz").write_text("stays")
+    run_here(*args)
+    (tmp_path / "o" / "cached_mine.npz").unlink()
+    assert_same_run(tmp_path / "o", expected)
+
+
+@only_linear
+def test_a_finished_run_that_is_resumed_says_so_and_evaluates(bert_folder, mrpc, uninterrupted, capsys, caplog):
+    output, flags = uninterrupted
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    caplog.set_level("INFO")
+    run_here(*command(bert_folder, mrpc, output, *flags, "--resume"))
+    assert f"The run in {output} is finished" in caplog.text
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == pytest.approx({f"eval_{k}": v for k, v in read_results(output).items()})
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+@only_linear
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(bert_folder, mrpc, uninterrupted):
+    output, flags = uninterrupted
+    with pytest.raises(SystemExit, match="--max_steps was 14, is 15"):
+        run_here(*command(bert_folder, mrpc, output, *flags, "--resume", "--max_steps", 15))
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture(scope="module")
+def stopped(bert_folder, mrpc, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A run that was stopped after step 7: its folder and its command."""
+    output = tmp_path_factory.mktemp("stopped") / "o"
+    args = command(bert_folder, mrpc, output, *LINEAR.split())
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_run(7, patch, *args)
+    return output, args
+
+
+def refused(output: Path, args: list) -> str:
+    """The one line by which a run is refused that touches nothing."""
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    with pytest.raises(SystemExit) as end:
+        run_here(*args)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    message = str(end.value.code)
+    assert message.startswith("run_glue.py: error: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("--learning_rate 2e-3", ["--learning_rate was 0.001, is 0.002"]),
+        ("--seed 1 --scheduler_linear_k 0.06", ["--seed was 42, is 1", "--scheduler_linear_k was 0.05, is 0.06"]),
+        ("--per_gpu_train_batch_size 4", ["--per_gpu_train_batch_size was 8, is 4"]),
+        ("--max_seq_length 31", ["--max_seq_length was 32, is 31"]),
+        ("--num_train_epochs 3 --max_steps 0", ["--num_train_epochs was 20.0, is 3.0", "--max_steps was 14, is 0"]),
+        ("--scc_n_layer 1", ["--scc_n_layer was None, is 1"]),
+    ],
+)
+def test_a_run_of_other_hyper_parameters_is_not_gone_on_with(stopped, flags, names):
+    output, args = stopped
+    message = refused(output, [*args, *flags.split(), "--resume"])
+    assert f"not the run that {output} holds" in message and all(name in message for name in names)
+
+
+def test_what_changes_nothing_in_the_training_may_differ(stopped, tmp_path):
+    output, args = stopped
+    shutil.copytree(output, tmp_path / "o")
+    more = f"--resume --output_dir {tmp_path / 'o'} --logging_steps 1 --per_gpu_eval_batch_size 3 --save_total_limit 1"
+    run_here(*args, *more.split())
+    assert [path.name for path in run_folder.checkpoints(tmp_path / "o")] == ["checkpoint-10"]
+
+
+def test_a_run_on_other_data_or_from_another_model_is_not_gone_on_with(stopped, bert_folder, mrpc, tmp_path):
+    output, args = stopped
+    data = shutil.copytree(mrpc, tmp_path / "MRPC")
+    with open(data / "dev.tsv", "a") as file:
+        file.write("1\t1\t2\ta film\tthe film\n")
+    assert "dev.tsv has changed" in refused(output, [*args, "--resume", "--data_dir", data])
+    model = shutil.copytree(bert_folder, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["classifier.bias"][0] += 1e-6
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    message = refused(output, [*args, "--resume", "--model_name_or_path", model])
+    assert "the model to start from has changed" in message
+    config = json.loads((bert_folder / "config.json").read_text()) | {"hidden_dropout_prob": 0.2}
+    shutil.copy(bert_folder / "model.safetensors", model)
+    (model / "config.json").write_text(json.dumps(config))
+    message = refused(output, [*args, "--resume", "--model_name_or_path", model])
+    assert "the model to start from has changed" in message
+
+
+def test_the_same_data_and_model_in_other_places_are_the_same(stopped, bert_folder, mrpc, tmp_path):
+    output, args = stopped
+    shutil.copytree(output, tmp_path / "o")
+    data, model = shutil.copytree(mrpc, tmp_path / "MRPC"), shutil.copytree(bert_folder, tmp_path / "model")
+    places = ["--output_dir", tmp_path / "o", "--data_dir", data, "--model_name_or_path", model]
+    run_here(*args, "--resume", *places)
+    assert (tmp_path / "o" / "run.json").is_file()
+
+
+def test_there_must_be_a_run_to_go_on_with(bert_folder, mrpc, tmp_path):
+    output = tmp_path / "o"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    args = command(bert_folder, mrpc, output, "--resume")
+    assert "is not empty, and holds no run to go on with" in refused(output, args)
+    (output / "run.json").write_text("{}")
+    assert "run.json is no record of a run that can be gone on with" in refused(output, args)
+    (output / "run.json").unlink()
+    run_here(*args, "--overwrite_output_dir", "--max_steps", 1)
+    assert (output / "notes.txt").read_text() == "mine" and (output / "run.json").is_file()
+
+
+def test_a_run_that_is_stopped_is_not_overwritten_unless_asked_to(stopped):
+    output, args = stopped
+    assert "is not empty" in refused(output, args)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x80\x04.", None], ids=["empty", "a pickle", "cut"])
+def test_a_damaged_state_is_refused(stopped, tmp_path, damage):
+    output, args = stopped
+    shutil.copytree(output, tmp_path / "o")
+    (state,) = (tmp_path / "o").glob(f"*/{run_folder.STATE}")
+    state.write_bytes(state.read_bytes()[:-100] if damage is None else damage)
+    with pytest.raises(SystemExit, match=r"checkpoint-7-stopped: the run cannot go on from training_state.*damaged"):
+        run_here(*args, "--resume", "--output_dir", tmp_path / "o")
+
+
+# ------------------------------------------------------------------------------------ what is kept
+
+
+def test_the_newest_checkpoints_are_kept_and_the_state_beside_the_last_one(bert_folder, mrpc, tmp_path, monkeypatch):
+    output = tmp_path / "o"
+    args = command(bert_folder, mrpc, output, *LINEAR.split(), "--save_steps", 2, "--save_total_limit", 2)
+    stopped_run(9, monkeypatch, *args)
+    folders = {path.name: path for path in output.glob("checkpoint-*")}
+    assert set(folders) == {"checkpoint-6", "checkpoint-8", "checkpoint-9-stopped", "checkpoint-best"}
+    assert [name for name in folders if (folders[name] / run_folder.STATE).exists()] == ["checkpoint-9-stopped"]
+    # The state costs what the optimiser's does: two moments of each trained parameter.
+    state = (folders["checkpoint-9-stopped"] / run_folder.STATE).stat().st_size
+    layers = [t for name, t in load_file(folders["checkpoint-8"] / "model.safetensors").items() if ".layer." in name]
+    assert 2 * sum(t.nbytes for t in layers) < state < 2 * sum(t.nbytes for t in layers) + 20_000
+    # Without it, and with it, it is a model like any other.
+    for folder in folders.values():
+        assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_hidden_layers == 2
+    run_here(*args, "--resume")
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-12", "checkpoint-14", "checkpoint-best"}
+    assert not list(output.rglob(run_folder.STATE)) and not (output / run_folder.STARTED).exists()
+
+
+def test_the_best_checkpoint_of_a_later_step_than_the_state_s_is_known(bert_folder, mrpc, tmp_path, monkeypatch):
+    output = tmp_path / "o"
+    flags = [*LINEAR.split(), "--logging_steps", 1]
+    expected = tmp_path / "expected"
+    run_here(*command(bert_folder, mrpc, expected, *flags))
+    best_step = int(read_results(expected / "checkpoint-best")["step"])
+    args = command(bert_folder, mrpc, output, *flags, "--save_steps", best_step + 1)
+    stopped_run(best_step, monkeypatch, *args)
+    state = next(output.glob(f"*/{run_folder.STATE}"))
+    _, figures = training_state.read(state)
+    assert "best" not in figures  # only its folder tells
+    run_here(*args, "--resume")
+    ours, theirs = (json.loads((f / "run.json").read_text())["best"] for f in (output, expected))
+    assert ours["step"] == theirs["step"] and ours["metrics"] == theirs["metrics"]
+
+
+# ------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_of_it_is_saved(bert_folder, mrpc, tmp_path):
+    output = tmp_path / "o"
+    args = command(bert_folder, mrpc, output, *LINEAR.split(), "--learning_rate", 1e15, "--save_steps", 1)
+    with pytest.raises(SystemExit) as end:
+        run_here(*args)
+    kinds = "(not a number|infinite)"
+    found = re.fullmatch(
+        rf"run_glue\.py: error: the loss of step (\d+) is {kinds}; its training rows, counted from 0: (.*)",
+        end.value.code,
+    )
+    step, rows = int(found[1]), [int(row) for row in found[3].split(", ")]
+    batches = train_batches(48, 8, 2, 42)
+    expected = [next(batches)[1] for _ in range(step)][-1]
+    assert rows == sorted(row for micro_batch in expected for row in micro_batch)
+    saved = [*output.rglob("*.safetensors")]
+    assert saved and max(run_folder.step_of(path) for path in run_folder.checkpoints(output)) == step - 1
+    for path in saved:
+        assert all(t.isfinite().all() for t in load_file(path).values() if t.is_floating_point())
+    for line in (output / "log.jsonl").read_text().splitlines():
+        assert all(math.isfinite(value) for value in json.loads(line).values())
+
+
+@only_linear
+@pytest.mark.parametrize("limit", [500, 30_000, 60_000])  # of a file: too little for logs, weights, state
+def test_a_full_disk_ends_the_run_with_what_it_needs_and_the_last_state_intact(
+    bert_folder, mrpc, uninterrupted, tmp_path, monkeypatch, capsys, limit
+):
+    expected, flags = uninterrupted
+    output = tmp_path / "o"
+    args = command(bert_folder, mrpc, output, *flags)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    true_step, steps = run_glue.train_step, iter(range(1, 100))
+
+    def with_limit(*arguments):
+        if next(steps) == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        return true_step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(run_glue, "train_step", with_limit)
+        try:
+            run_here(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    cannot = (
+        rf"run_glue\.py: error: {output}/\S+ cannot be written \(.*\): it takes \d+ k?B, and .* are free; make room"
+    )
+    assert re.match(rf"{cannot}; {output}/checkpoint-5 is whole: then go on with --resume", end.value.code)
+    run_here(*args, "--resume")
+    assert_same_run(output, expected)
+
+
+def test_signals_end_a_command_with_their_status_and_a_second_one_at_once(bert_folder, mrpc, tmp_path):
+    def start(output: Path) -> subprocess.Popen:
+        args = [
+            *command(bert_folder, mrpc, output, *LINEAR.split()),
+            "--max_steps",
+            "1000000",
+            "--save_steps",
+            "100000",
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        pipe = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen([sys.executable, "run_glue.py", *args], cwd=ROOT, env=environment, **pipe)
+        while not (output / "log.jsonl").is_file() or not (output / "log.jsonl").read_text():
+            time.sleep(0.05)
+            assert process.poll() is None
+        return process
+
+    runs = [(start(tmp_path / f"{number}"), number) for number in (signal.SIGINT, signal.SIGTERM)]
+    for process, number in runs:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "Stopping after this step" in errors and f"stopped by {number.name} after step" in errors
+        assert "Traceback" not in errors
+        assert run_folder.newest_state(tmp_path / f"{number}").name.endswith("-stopped")
+
+    process = start(tmp_path / "twice")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.0005)
+    _, errors = process.communicate(timeout=60)
+    # Where the first was heeded before the second came, the run is saved already.
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM) and "Traceback" not in errors
+
+
+# ------------------------------------------------------------------------------------ two at once
+
+
+@only_linear
+def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_s_lock_is_not_heeded(
+    bert_folder, mrpc, uninterrupted, tmp_path
+):
+    expected, flags = uninterrupted
+    output = tmp_path / "o"
+    args = command(bert_folder, mrpc, output, *flags)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, output], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    words = f"{output} is in use by process {holder.pid} on {socket.gethostname()}"
+    for more in ([], ["--resume"], ["--overwrite_output_dir"]):
+        assert words in refused(output, [*args, *more])
+    assert words in refused(output, [a for a in args if a not in ("--do_train", "--evaluate_during_training")])
+    holder.kill()
+    holder.wait()
+    assert (output / run_folder.LOCK).exists()
+    run_here(*args)
+    assert_same_run(output, expected)
+    assert not (output / run_folder.LOCK).exists()
+
+
+HOLD = """
+import sys, pathlib
+from bert_of_theseus.run_folder import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@only_linear
+def test_of_two_that_start_at_once_in_one_folder_one_runs_and_one_is_refused(
+    bert_folder, mrpc, uninterrupted, tmp_path
+):
+    expected, flags = uninterrupted
+    data = shutil.copytree(mrpc, tmp_path / "MRPC")
+    for cache in data.glob("cached*"):
+        cache.unlink()
+    outputs = [tmp_path / "same", tmp_path / "same", tmp_path / "other"]  # the cache is everybody's
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "run_glue.py", *command(bert_folder, data, output, *flags)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for output in outputs
+    ]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    statuses = [process.returncode for process in processes]
+    assert sorted(statuses) == [0, 0, 1] and statuses[2] == 0, errors
+    lost = errors[statuses.index(1)].splitlines()[-1]
+    assert "is in use by process" in lost or "has just been at work" in lost or "is not empty" in lost
+    for output in outputs[1:]:
+        assert_same_run(output, expected)
+    assert len(list(data.glob("cached*"))) == 2 and not list(data.glob(".*"))
 
 
 # --------------------------------------------------------------------------------------------- kill -9
