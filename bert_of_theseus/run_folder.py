@@ -50,10 +50,10 @@ def writing(folder: Path, what: Path | str, n_bytes: int) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         saved = newest_state(folder)
-        then = f"{saved} is whole: then go on with --resume" if saved else "nothing is saved yet: then start again"
+        then = f"go on with --resume: {saved} is whole" if saved else "start again: nothing is saved yet"
         free = size(shutil.disk_usage(folder).free)
         raise CannotWrite(
-            f"{what} cannot be written ({reason}): it takes {size(n_bytes)}, and {free} are free; make room; {then}"
+            f"{what} cannot be written ({reason}): it takes {size(n_bytes)}, {free} are free; make room, then {then}"
         ) from error
 
 

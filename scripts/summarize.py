@@ -7,6 +7,7 @@ summary_replacing_rate.png (dev score against replacing rate) and summary_run.pn
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -31,6 +32,7 @@ NOTES = """
 per cent of the predecessor's score. The best step was chosen on the same dev set, so its score is optimistic;
 the last step's is not. Bold: each task's best setting by the mean after the last step. It was chosen on the dev
 set as well, so its score is the more optimistic the more settings there are.
+Made with {made_with}.
 """
 
 
@@ -52,6 +54,7 @@ class Run(NamedTuple):
     best: float | None
     predecessor: float | None
     best_step: int | None
+    made_with: str  # versions
 
 
 Setting = list[Run]  # that differ in nothing but the seed, ordered by it
@@ -68,6 +71,12 @@ def read_run(path: Path) -> Run:
         given = record["arguments"]
         arguments = {name: value for name, value in given.items() if name not in LEFT_OUT}
         arguments["processes"] = record.get("processes", 1)  # by which batches are larger
+        # Runs on other files in the same place are another setting.
+        data = json.dumps(record.get("data"), sort_keys=True).encode()
+        arguments["data"] = hashlib.sha256(data).hexdigest()[:8]
+        made_with = [f"{name} {record['versions'].get(name, '?')}" for name in ("torch", "transformers")]
+        if record.get("git_commit"):
+            made_with.append(f"commit {record['git_commit'][:10]}{record['git_commit'][40:]}")
         schedule = "linear" if given["scheduler_type"] == "linear" else "constant"
         if given["replacing_rate"] is None:
             schedule = "fine-tuning"
@@ -80,7 +89,7 @@ def read_run(path: Path) -> Run:
         )
         best_step = record["best"]["step"] if "best" in record else None
         start = (path.parent, record["task"], record["main_metric"], schedule, given["seed"])
-        return Run(*start, arguments, last, best, predecessor, best_step)
+        return Run(*start, arguments, last, best, predecessor, best_step, ", ".join(made_with))
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no run.json of run_glue.py ({type(error).__name__}: {error})") from error
 
@@ -190,7 +199,7 @@ def show(value, form: str = "g") -> str:
     return format(value, form) if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-def as_markdown(rows: list[dict]) -> str:
+def as_markdown(rows: list[dict], made_with: str) -> str:
     names = [name for name in rows[0] if name not in RESULTS]
     head = [TITLES.get(name, name.replace("_", " ")) for name in names]
     lines = [[*head, "last step", "best step", "predecessor", "last kept %", "best kept %"]]
@@ -203,7 +212,7 @@ def as_markdown(rows: list[dict]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     text = [f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |\n" for line in lines]
-    return "".join(text) + NOTES.format(n_runs=sum(row["seeds"] for row in rows))
+    return "".join(text) + NOTES.format(n_runs=sum(row["seeds"] for row in rows), made_with=made_with)
 
 
 # ------------------------------------------------------------------------------------------ pictures
@@ -329,7 +338,8 @@ def main() -> None:
     with one_line_errors("summarize.py", UserError):
         settings = group(read_runs(args.runs_dir))
         rows = table(settings)
-        files = {"summary.md": as_markdown(rows).encode(), "summary.csv": as_csv(rows).encode()}
+        made_with = "; ".join(sorted({run.made_with for setting in settings for run in setting}))
+        files = {"summary.md": as_markdown(rows, made_with).encode(), "summary.csv": as_csv(rows).encode()}
         if not args.no_pictures:
             run = read_run(args.run / "run.json") if args.run else next(iter(best_settings(settings).values()))[0]
             files |= draw(settings, run)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -121,16 +122,66 @@ def test_what_a_user_did_wrong_is_told_once_by_all_processes_together(without_dr
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def with_dropout(tmp_path_factory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("model"), num_labels=3)
+
+
+FORTY_STEPS = "--max_steps 40 --logging_steps 3 --save_steps 30".split()
+
+
+@pytest.fixture(scope="module")
+def forty_steps(with_dropout, mnli, tmp_path_factory) -> tuple[Path, str]:
+    """A run of two processes: its folder and what it printed."""
+    output = tmp_path_factory.mktemp("forty") / "output"
+    process = start(TWO_PROCESSES, *arguments(with_dropout, mnli, output, 4), *FORTY_STEPS)
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    return output, out
+
+
+@pytest.mark.parametrize("receiver", ["one process", "torchrun"])
+def test_processes_stop_after_the_same_step_and_go_on_together(with_dropout, mnli, forty_steps, tmp_path, receiver):
+    expected, printed = forty_steps
+    output = tmp_path / "output"
+    args = [*arguments(with_dropout, mnli, output, 4), *FORTY_STEPS]
+    process = start(TWO_PROCESSES, *args)
+    try:
+        wait_for_log(output)
+        worker = [pid for pid in children(process.pid) if "run_glue.py" in command_line(pid)][1]
+        os.kill(worker if receiver == "one process" else process.pid, signal.SIGTERM)
+    finally:
+        first_part, err = finish(process)
+    assert process.returncode != 0
+    (told,) = [line for line in err.splitlines() if line.startswith("run_glue.py: ")]
+    step = int(
+        re.fullmatch(r"run_glue.py: stopped by SIGTERM after step (\d+); .* --resume goes on from there", told)[1]
+    )
+    assert 3 <= step < 40 and 'run_glue.py", line' not in err
+
+    process = start(TWO_PROCESSES, *args, "--resume")
+    second_part, err = finish(process)
+    assert process.returncode == 0, err
+    assert json.loads((output / "run.json").read_text())["resumed_after_steps"] == [step]
+    for name in ("model.safetensors", "checkpoint-best/model.safetensors", "log.jsonl", "eval_results.txt"):
+        assert (output / name).read_bytes() == (expected / name).read_bytes(), name
+    assert (first_part + second_part).splitlines()[:-4] == printed.splitlines()[:-4]
+
+
+def wait_for_log(output: Path) -> None:
+    log, deadline = output / "log.jsonl", time.monotonic() + 100
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert log.stat().st_size
+
+
 def test_all_processes_end_when_one_is_killed(without_dropout, mnli, tmp_path):
     output = tmp_path / "output"
     args = arguments(without_dropout, mnli, output, 4)
     process = start(TWO_PROCESSES, *args, "--max_steps", 10**6, "--save_steps", 10**6)
     try:
-        log, workers = output / "log.jsonl", []
-        deadline = time.monotonic() + 100
-        while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert log.stat().st_size
+        workers = []
+        wait_for_log(output)
         workers = [pid for pid in children(process.pid) if "run_glue.py" in command_line(pid)]
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)

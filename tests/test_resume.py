@@ -230,6 +230,15 @@ def test_a_run_of_other_hyper_parameters_is_not_gone_on_with(stopped, flags, nam
     assert f"not the run that {output} holds" in message and all(name in message for name in names)
 
 
+def test_a_run_of_several_processes_is_not_gone_on_with_by_one(stopped, tmp_path):
+    output, args = stopped
+    shutil.copytree(output, tmp_path / "o")
+    path = tmp_path / "o" / run_folder.STARTED
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"processes": 2}))
+    message = refused(tmp_path / "o", [*args, "--resume", "--output_dir", tmp_path / "o"])
+    assert "the number of processes was 2, is 1" in message
+
+
 def test_what_changes_nothing_in_the_training_may_differ(stopped, tmp_path):
     output, args = stopped
     shutil.copytree(output, tmp_path / "o")

@@ -35,7 +35,9 @@ def write_run(folder: Path, task: str, flags: str, last: float, best: float, pre
     fixed = f"--task_name {task} --data_dir d --model_name_or_path m --output_dir {folder} --do_train --do_eval"
     args = run_glue.parse_args(f"{fixed} --evaluate_during_training {flags}".split())
     metric = METRICS[task]
-    record = {"task": task, "main_metric": metric, "arguments": vars(args), "device": "cpu", "versions": {}}
+    record = {"task": task, "main_metric": metric, "arguments": vars(args), "device": "cpu"}
+    record |= {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "data": {"train.tsv": "0" * 64}}
+    record["git_commit"] = "1234567890" * 4
     record |= {"steps": 100, "parameters": 20}
     if predecessor is not None:
         record["predecessor"] = score(metric, predecessor) | {"parameters": 40}
@@ -115,6 +117,29 @@ def test_a_setting_has_the_mean_and_deviation_of_its_seeds_and_what_it_keeps_of_
     assert (rows[0]["predecessor"], rows[0]["last_kept"]) == ("-0.1", "")
     # By the last step, not the best one, and not the predecessor.
     assert [row["best_setting"] for row in rows] == ["True", "False", "False", "True", "False"]
+
+
+def test_runs_on_other_data_in_the_same_place_are_another_setting(runs):
+    path = runs / "MRPC" / "linear-43" / "run.json"
+    path.write_text(path.read_text().replace("0" * 64, "1" * 64))
+    assert run_script(runs, "--no_pictures").returncode == 0
+    linear = [row for row in rows_of(runs) if row["task"] == "mrpc" and row["schedule"] == "linear"]
+    assert sorted((row["seeds"], row["num_train_epochs"]) for row in linear) == [
+        ("1", "20.0"),
+        ("1", "30.0"),
+        ("2", "20.0"),
+    ]
+    assert len({row["data"] for row in linear}) == 2
+
+
+def test_the_summary_says_what_the_runs_were_made_with(runs):
+    path = runs / "MRPC" / "long" / "run.json"
+    path.write_text(
+        path.read_text().replace('"2.13.0"', '"2.13.1"').replace("1234567890" * 4, "1234567890" * 4 + "-dirty")
+    )
+    made_with = run_script(runs, "--no_pictures").stdout.splitlines()[-1]
+    one = "torch 2.13.0, transformers 5.23.0, commit 1234567890"
+    assert made_with == f"Made with {one}; torch 2.13.1, transformers 5.23.0, commit 1234567890-dirty."
 
 
 def test_the_markdown_table_is_printed_and_written_and_says_what_is_optimistic(runs):
