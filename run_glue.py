@@ -97,7 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="optimiser steps; 0: the last only (default: %(default)s)",
     )
     add("--save_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
-    add("--save_total_limit", type=at_least(1), help="keep so many checkpoint-N, the newest ones (default: all)")
+    add("--save_total_limit", type=at_least(1), help="keep no more than so many checkpoint-N (default: all)")
 
     group = parser.add_argument_group("input")
     add = group.add_argument
