@@ -206,7 +206,15 @@ from bert_of_theseus.files import size, tidy_up, whole_file, whole_files, whole_
 from bert_of_theseus.model_card import model_card
 from bert_of_theseus.run_log import RunLog
 from bert_of_theseus.stopping import Stop, Stopped
-from bert_of_theseus.training import LossError, Losses, micro_batch, optimizer_groups, train_batches, train_step
+from bert_of_theseus.training import (
+    LossError,
+    Losses,
+    check_weights,
+    micro_batch,
+    optimizer_groups,
+    train_batches,
+    train_step,
+)
 from glue_processors import Features, Task, cached_features, chance_score, compute_metrics, read_examples
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
@@ -408,6 +416,8 @@ def is_saved(args: argparse.Namespace, step: int) -> bool:
 def after_step(args, task, loaded, parts, dev_features, log, progress: Progress, stop: Stop) -> None:
     """Evaluate and save where it is time to, and end where a signal asks for it."""
     evaluated = None
+    if not progress.evaluated or is_saved(args, progress.step):
+        check_weights(loaded.model, progress.step)
     if not progress.evaluated:
         evaluated = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
         log.write(progress.step, evaluated.logged())
@@ -870,6 +880,7 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
     with stop.when_asked():
         try:
             train(args, task, loaded, parts, features, dev_features, n_steps, log, progress, stop)
+            check_weights(model, n_steps)
             save(args, task, loaded, output_dir, n_steps, progress.last)
             if args.do_eval and progress.last is None:  # only now: should it fail, the model is safe
                 progress.last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
@@ -931,6 +942,7 @@ def finish(output_dir: Path) -> None:
 def stop_early(args, task, loaded, parts, log: RunLog, progress: Progress, stopped: Stopped) -> None:
     """Save what the run needs to go on, unless that is there already, and end the process as the signal asks."""
     progress.losses.check()
+    check_weights(loaded.model, progress.step)
     newest = distributed.from_main(run_folder.newest_state(Path(args.output_dir)))
     if newest is None or run_folder.step_of(newest) != progress.step:
         save_checkpoint(args, task, loaded, parts, log, progress, stopped=True)

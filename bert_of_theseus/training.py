@@ -158,7 +158,14 @@ def train_step(
 
 
 class LossError(ValueError):
-    """A loss that is not a finite number; the message says of which step, and of which rows."""
+    """A loss, or a weight, that is not a finite number; the message says of which step, and of which rows."""
+
+
+def check_weights(model: torch.nn.Module, step: int) -> None:
+    """LossError where a trained weight is not a finite number: a finite loss can have gradients that are not."""
+    finite = [p.isfinite().all() for p in model.parameters() if p.requires_grad]
+    if not torch.stack(finite).all():
+        raise LossError(f"after step {step} there are weights that are not finite numbers; they are not saved")
 
 
 class Losses:

@@ -366,6 +366,15 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_of_it_is_saved(be
         assert all(math.isfinite(value) for value in json.loads(line).values())
 
 
+def test_weights_that_are_no_numbers_are_not_saved_though_the_loss_is_one(bert_folder, mrpc, tmp_path):
+    # Without an epsilon Adam makes 0 / 0 of the embeddings of words that no row has.
+    args = command(bert_folder, mrpc, tmp_path / "o", "--adam_epsilon", 0)
+    for more in (["--save_steps", 1], ["--max_steps", 1], ["--max_steps", 1, "--logging_steps", 1]):
+        with pytest.raises(SystemExit, match=r"after step \d there are weights that are not finite numbers"):
+            run_here(*args, *more, "--overwrite_output_dir")
+        assert not list((tmp_path / "o").rglob("*.safetensors"))
+
+
 @only_linear
 @pytest.mark.parametrize("limit", [500, 30_000, 60_000])  # of a file: too little for logs, weights, state
 def test_a_full_disk_ends_the_run_with_what_it_needs_and_the_last_state_intact(
