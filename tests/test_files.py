@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bert_of_theseus.files import whole_file, whole_files, whole_folder
+from bert_of_theseus import files
+from bert_of_theseus.files import remove_folder, tidy_up, whole_file, whole_files, whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -46,6 +47,72 @@ def test_in_a_folder_that_exists_files_are_replaced_and_others_stay(tmp_path):
         (temporary / "model.safetensors").write_text("weights")
     assert names(tmp_path) == ["config.json", "model.safetensors", "notes.txt"]
     assert (tmp_path / "config.json").read_text() == "new" and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_that_exists_is_replaced_as_a_whole(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:  # a file system, or a system, that cannot let two names change places
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    path = tmp_path / "checkpoint-best"
+    path.mkdir()
+    (path / "config.json").write_text("old")
+    (path / "old.txt").write_text("old")
+    with whole_folder(path) as temporary:
+        (temporary / "config.json").write_text("new")
+        assert names(path) == ["config.json", "old.txt"] and (path / "config.json").read_text() == "old"
+    assert names(tmp_path) == ["checkpoint-best/config.json"] and (path / "config.json").read_text() == "new"
+
+
+def test_two_names_change_places_on_linux(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+    if files._exchange(tmp_path / "a", tmp_path / "b"):
+        assert names(tmp_path) == ["a/b", "b/a"]
+    else:
+        assert sys.platform != "linux" and names(tmp_path) == ["a/a", "b/b"]
+    assert not files._exchange(tmp_path / "a", tmp_path / "missing")
+
+
+def test_what_a_killed_process_left_is_put_back_or_removed(tmp_path):
+    for name in (
+        ".checkpoint-best.replaced",
+        ".checkpoint-5.replaced",
+        "checkpoint-5",
+        ".checkpoint-7.0123456789abcdef.tmp",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    (tmp_path / ".run.json.0123456789abcdef.tmp").write_text("{")
+    (tmp_path / ".bashrc").write_text("mine")
+    tidy_up(tmp_path)
+    assert names(tmp_path) == [".bashrc", "checkpoint-5/config.json", "checkpoint-best/config.json"]
+    assert (tmp_path / "checkpoint-best" / "config.json").read_text() == ".checkpoint-best.replaced"
+    assert (tmp_path / "checkpoint-5" / "config.json").read_text() == "checkpoint-5"
+
+
+def test_old_leftovers_of_a_file_are_removed_by_who_writes_it_next(tmp_path):
+    old, young, other = (
+        tmp_path / f".{name}.tmp" for name in ("a.npz.0123456789abcdef", "a.npz.1123456789abcdef", "b.npz.01")
+    )
+    for path in (old, young, other):
+        path.write_text("")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with whole_file(tmp_path / "a.npz") as temporary:
+        temporary.write_text("")
+    assert set(names(tmp_path)) == {"a.npz", young.name, other.name}
+
+
+def test_a_folder_that_is_removed_is_never_seen_in_part(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint-5"
+    path.mkdir()
+    (path / "config.json").write_text("")
+    seen = []
+    monkeypatch.setattr(files.shutil, "rmtree", lambda folder, **_: seen.append((folder.name, path.exists())))
+    remove_folder(path)
+    ((name, existed),) = seen
+    assert files.TEMPORARY.fullmatch(name) and not existed
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -6,7 +6,7 @@ from conftest import tiny_batch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from bert_of_theseus import TheseusLayers, compress, export_successor, find_layers
+from bert_of_theseus import TheseusLayers, compress, export_successor, find_layers, load_successor
 
 
 @pytest.fixture
@@ -218,3 +218,17 @@ def test_a_model_without_a_list_of_layers_is_refused():
         compress(model)
     with pytest.raises(ValueError, match="not a model of transformers"):
         compress(nn.Linear(1, 1))
+
+
+def test_a_successor_s_weights_can_be_put_back(encoder_folder):
+    model, again, plain = (AutoModelForSequenceClassification.from_pretrained(encoder_folder) for _ in range(3))
+    layers, its = compress(model), compress(again)
+    for p in layers.successor.parameters():
+        p.data += 1
+    load_successor(again, export_successor(model))
+    for (name, ours), theirs in zip(its.successor.named_parameters(), layers.successor.parameters(), strict=True):
+        assert torch.equal(ours, theirs) and ours.requires_grad, name
+    with pytest.raises(ValueError, match="not compressed"):
+        load_successor(plain, plain)
+    with pytest.raises(ValueError, match="not those of this"):
+        load_successor(model, plain)

@@ -8,6 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from bert_of_theseus import compress
 from bert_of_theseus.training import (
+    LossError,
+    Losses,
+    check_weights,
     micro_batch,
     optimizer_groups,
     padded_length,
@@ -204,3 +207,26 @@ def test_an_overflow_in_float16_skips_the_update_and_counts_as_a_step(bert_folde
     assert scaler.get_scale() == 32.0 and scheduler.last_epoch == 2
     assert step() and all(p.isfinite().all() for p in layers.successor.parameters())
     assert step() and scheduler.last_epoch == 4  # on momentum
+
+
+def test_losses_are_kept_until_asked_for_and_a_bad_one_is_told_with_its_rows():
+    losses = Losses(torch.tensor([1.0]))
+    losses.add(4, [np.array([7, 2])], torch.tensor(2.0))
+    losses.check()
+    assert losses.mean() == 1.5 and losses.stacked().tolist() == [1.0, 2.0]
+    losses.add(5, [np.array([1, 9]), np.array([3])], torch.tensor(3.0))
+    losses.add(6, [np.array([8, 4]), np.array([30])], torch.tensor(math.nan))
+    losses.add(7, [np.array([5])], torch.tensor(math.inf))
+    with pytest.raises(LossError, match=r"^the loss of step 6 is not a number; .* counted from 0: 4, 8, 30$"):
+        losses.check()
+    assert Losses().mean() is None and Losses().stacked().shape == (0,)
+
+
+def test_a_trained_weight_that_is_no_number_is_found():
+    model = torch.nn.Linear(2, 2)
+    check_weights(model, 3)
+    model.weight.data[1, 1] = math.inf
+    with pytest.raises(LossError, match="after step 3 there are weights"):
+        check_weights(model, 3)
+    model.weight.requires_grad_(False)
+    check_weights(model, 3)

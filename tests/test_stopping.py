@@ -1,0 +1,44 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bert_of_theseus.stopping import Stop, Stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_at_once_or_when_it_asks(number, capfd):
+    before = signal.getsignal(number)
+    stop = Stop()
+    with stop.listening():
+        with pytest.raises(SystemExit) as end:
+            os.kill(os.getpid(), number)
+        assert end.value.code == 128 + number
+        with stop.when_asked():
+            stop.check()
+            os.kill(os.getpid(), number)
+            assert "Stopping after this step" in capfd.readouterr().err
+            with pytest.raises(Stopped, match=f"stopped by {number.name}") as stopped:
+                stop.check()
+        assert stopped.value.signal == number
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_the_process_whatever_it_is_at():
+    code = """
+import os, signal, sys
+from bert_of_theseus.stopping import Stop
+stop = Stop()
+with stop.listening(), stop.when_asked():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("still here", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        print("not here")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "still here\n")
