@@ -566,7 +566,7 @@ def earlier_run(args: argparse.Namespace) -> dict | None:
                 continue
             try:
                 record = json.loads(path.read_text())
-                return {name: record[name] for name in ("arguments", "data", "start")} | record
+                return {name: record[name] for name in ("arguments", "data", "versions", "device")} | record
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
     if args.do_train:
@@ -615,10 +615,10 @@ def refuse_differences(output_dir: str, was: dict, now: dict) -> None:
     found = run_record.differences(was, now, FREE)
     if found:
         raise UserError(f"--resume: this is not the run that {output_dir} holds: {'; '.join(found)}")
-    for name, version in now["versions"].items():
-        before = was["versions"].get(name)
-        if before != version:
-            logger.warning("%s was %s and is %s: results can differ in the last digits", name, before, version)
+    before, after = ({"device": record["device"]} | record["versions"] for record in (was, now))
+    for name, version in after.items():
+        if before.get(name) != version:
+            logger.warning("%s: was %s, is %s: results can differ in the last digits", name, before.get(name), version)
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
@@ -660,6 +660,13 @@ def count_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def device_name(device: torch.device) -> str:
+    """What on a device decides the last digits of results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
 def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch) -> None:
     """Say what the run will take; fail where the disk cannot hold it."""
     model = loaded.model
@@ -668,11 +675,7 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
     say("Task", f"{task.name}: {len(examples.first):,} training rows{dev_rows}")
     parameters = count_parameters(model)
     device = next(model.parameters()).device
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-    )
+    where = device_name(device)
     n_layer = model.config.get_text_config().num_hidden_layers
     role = "Predecessor" if scc_n_layer else "Model"
     say(role, f"{type(model).__name__} of {n_layer} layers, {parameters:,} parameters, from {args.model_name_or_path}")
@@ -1001,7 +1004,7 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device, exa
         "command": run_record.command(),
         "arguments": vars(args),
         "seed": args.seed,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": device_name(device),
         "device_type": device.type,
         "processes": distributed.n_processes(),
         "versions": run_record.versions(),

@@ -17,6 +17,12 @@ REPLACED = re.compile(r"\.(?P<name>.+)\.replaced")
 STALE_SECONDS = 3600  # without a write, after which nobody can be at work on a temporary file
 
 
+def _flush_files(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are for their owner alone, whatever the umask
+        _flush(file)
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -63,8 +69,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.iterdir():
-            _flush(file)
+        _flush_files(temporary)
         _flush(temporary)
         replaced = path.with_name(f".{path.name}.replaced")
         if not path.is_dir():
@@ -102,10 +107,8 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        files = sorted(temporary.iterdir(), key=lambda file: file.name == "config.json")
-        for file in files:
-            _flush(file)
-        for file in files:
+        _flush_files(temporary)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(folder / file.name)
         _flush(folder)
     finally:

@@ -129,9 +129,16 @@ def test_a_folder_whose_writing_fails_leaves_things_as_they_were(tmp_path, exist
     assert not exists or (path / "config.json").read_text() == "old"
 
 
-def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
-    code = "import os, sys; os.umask(0o022)\nfrom bert_of_theseus.files import whole_folder\n"
-    code += "with whole_folder(sys.argv[1]) as t: (t / 'config.json').write_text('')"
+@pytest.mark.parametrize("kind", ["whole_folder", "whole_files"])
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path, kind):
+    code = f"""
+import os, sys
+os.umask(0o022)
+from bert_of_theseus.files import {kind}
+with {kind}(sys.argv[1]) as folder:
+    (folder / "config.json").write_text("")
+    (folder / "config.json").chmod(0o600)  # as safetensors does
+"""
     subprocess.run([sys.executable, "-c", code, tmp_path / "c"], cwd=Path(__file__).parents[1], check=True)
     assert os.stat(tmp_path / "c").st_mode & 0o777 == 0o755
     assert os.stat(tmp_path / "c" / "config.json").st_mode & 0o777 == 0o644
