@@ -272,16 +272,20 @@ def is_main() -> bool:
     return distributed.rank() == 0
 
 
-def write_results(folder: str | Path, results: dict[str, float]) -> None:
-    """`eval_results.txt`: `key = value` a line, sorted."""
-    if not is_main():
-        return
-    with whole_file(Path(folder) / "eval_results.txt") as temporary:
-        temporary.write_text("".join(f"{key} = {value}\n" for key, value in sorted(results.items())))
+def write_text(output_dir: str | Path, name: str, text: str) -> None:
+    """A file of the run, whole or not there."""
+    path = Path(output_dir) / name
+    with run_folder.writing(path.parent, path, len(text)), whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def as_results(results: dict[str, float]) -> str:
+    """The text of an `eval_results.txt`: `key = value` a line, sorted."""
+    return "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
 
 
 def read_results(folder: Path) -> dict[str, float]:
-    """What `write_results` has written there; empty where there is nothing that can be read."""
+    """What the folder's `eval_results.txt` tells; empty where there is none that can be read."""
     try:
         lines = (folder / "eval_results.txt").read_text().splitlines()
         return {key: float(value) for key, value in (line.split(" = ") for line in lines)}
@@ -450,7 +454,7 @@ def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | Non
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8", errors="replace")
         if folder.name == "checkpoint-best":
-            write_results(temporary, score.metrics | {"step": step})
+            (temporary / "eval_results.txt").write_text(as_results(score.metrics | {"step": step}))
         if state:
             training_state.write(temporary / run_folder.STATE, *state)
 
@@ -806,8 +810,8 @@ def evaluate_alone(args, task: Task, dev_examples: dict, device: torch.device) -
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, task, device, dev_features)
-    write_results(args.output_dir, results)
     if is_main():
+        write_text(args.output_dir, "eval_results.txt", as_results(results))
         print(json.dumps(score.logged()))
 
 
@@ -889,23 +893,30 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
                 progress.last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
                 log.write(n_steps, progress.last.logged())
                 if scc_n_layer and is_main():
-                    with whole_file(output_dir / "README.md") as temporary:
-                        card = describe_successor(args, task, model, n_steps, progress.last)
-                        temporary.write_text(card, encoding="utf-8", errors="replace")
+                    write_text(output_dir, "README.md", describe_successor(args, task, model, n_steps, progress.last))
             distributed.wait_for_all()  # until the main process has written the last checkpoint
             if args.do_eval:
                 checkpoints = {}
                 if args.eval_all_checkpoints:
                     checkpoints = checkpoint_results(args, task, device, dev_features, stop.check)
-                write_results(output_dir, progress.last.metrics | checkpoints)
+                if is_main():
+                    write_text(output_dir, "eval_results.txt", as_results(progress.last.metrics | checkpoints))
         except Stopped as stopped:
             stop_early(args, task, loaded, parts, log, progress, stopped)
     log.close()
-    if not is_main():
-        return
+    if is_main():
+        report(args, task, parts, loaded, n_steps, n_parameters, progress)
 
-    parameters = count_parameters(model) - (count_parameters(layers.predecessor) if layers else 0)
-    results = {"steps": n_steps, "parameters": parameters, "training_seconds": progress.seconds}
+
+def report(args, task, parts, loaded: Loaded, n_steps: int, n_parameters: int, progress: Progress) -> None:
+    """Write run.json, from which moment the run is finished, and print the comparison."""
+    output_dir = Path(args.output_dir)
+    parameters = count_parameters(loaded.model)
+    if parts.layers:
+        parameters -= count_parameters(parts.layers.predecessor)
+    results = {"resumed_after_steps": progress.resumed, "end": run_record.now()}
+    results |= {"steps": n_steps, "parameters": parameters, "training_seconds": progress.seconds}
+    results["metrics"] = progress.last.metrics if progress.last else {}
     rows = []
     if progress.predecessor:
         results["predecessor"] = progress.predecessor._asdict() | {"parameters": n_parameters}
@@ -914,13 +925,10 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
         if score:
             results[name] = {"step": step} | score._asdict()
             rows.append((f"successor, {name} step ({step})", score, parameters))
-    results["metrics"] = progress.last.metrics if progress.last else {}
     record = json.loads((output_dir / run_folder.STARTED).read_text())
-    with whole_file(output_dir / run_folder.FINISHED) as temporary:
-        ends = {"resumed_after_steps": progress.resumed, "end": run_record.now()}
-        temporary.write_text(json.dumps(record | ends | results, indent=2) + "\n")
+    write_text(output_dir, run_folder.FINISHED, json.dumps(record | results, indent=2) + "\n")
     finish(output_dir)
-    logger.info("The %s is in %s", "successor" if scc_n_layer else "model", output_dir)
+    logger.info("The %s is in %s", "successor" if parts.layers else "model", output_dir)
     if progress.predecessor:
         print(compare(rows, main_key(task)))
 
@@ -930,8 +938,7 @@ def begin(output_dir: Path, earlier: dict | None, record: dict, checkpoint: Path
     tidy_up(output_dir)
     if not earlier:
         run_folder.clear(output_dir)
-        with whole_file(output_dir / run_folder.STARTED) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(output_dir, run_folder.STARTED, json.dumps(record, indent=2) + "\n")
     elif not checkpoint:
         run_folder.clear(output_dir, but_not=run_folder.STARTED)
 

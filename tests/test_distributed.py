@@ -140,7 +140,7 @@ def forty_steps(with_dropout, mnli, tmp_path_factory) -> tuple[Path, str]:
     return output, out
 
 
-@pytest.mark.parametrize("receiver", ["one process", "torchrun"])
+@pytest.mark.parametrize("receiver", ["one process", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_processes_stop_after_the_same_step_and_go_on_together(with_dropout, mnli, forty_steps, tmp_path, receiver):
     expected, printed = forty_steps
     output = tmp_path / "output"

@@ -189,6 +189,30 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_this_one(bert_folder,
         run_here(*command(bert_folder, mrpc, output, *flags, "--resume", "--max_steps", 15))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", [[], ["--fp16"], ["--bf16"]], ids=["float32", "fp16", "bf16"])
+def test_on_a_gpu_a_deterministic_run_goes_on_to_the_same_weights(bert_folder, mrpc, tmp_path, monkeypatch, precision):
+    flags = [*LINEAR.split(), "--deterministic", *precision]
+    outputs = {name: tmp_path / name for name in ("whole", "again", "stopped")}
+    args = {n: [a for a in command(bert_folder, mrpc, o, *flags) if a != "--no_cuda"] for n, o in outputs.items()}
+    try:
+        run_here(*args["whole"])
+        run_here(*args["again"])
+        stopped_run(7, monkeypatch, *args["stopped"])
+        run_here(*args["stopped"], "--resume")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_run(outputs["again"], outputs["whole"])
+    assert_same_run(outputs["stopped"], outputs["whole"])
+
+
+def test_on_a_cpu_runs_are_deterministic_with_and_without_the_flag(bert_folder, mrpc, tmp_path):
+    for name, more in (("a", []), ("b", ["--deterministic"])):
+        run_here(*command(bert_folder, mrpc, tmp_path / name, *LINEAR.split(), *more))
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
 # ------------------------------------------------------------------------------------------- refusals
 
 
@@ -397,9 +421,7 @@ def test_a_full_disk_ends_the_run_with_what_it_needs_and_the_last_state_intact(
             run_here(*args)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    cannot = (
-        rf"run_glue\.py: error: {output}/\S+ cannot be written \(.*\): it takes \d+ k?B, .* are free; make room"
-    )
+    cannot = rf"run_glue\.py: error: {output}/\S+ cannot be written \(.*\): it takes \d+ k?B, .* are free; make room"
     assert re.match(rf"{cannot}, then go on with --resume: {output}/checkpoint-5 is whole", end.value.code)
     run_here(*args, "--resume")
     assert_same_run(output, expected)
