@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_glue
+from conftest import save_bert, write_glue
 from safetensors.torch import load_file, save_file
 from test_run_glue import arguments, read_results, run_here, scalars
 from transformers import AutoModelForSequenceClassification
@@ -609,11 +609,14 @@ def assert_whole(output: Path) -> None:
 def kill_again_and_again(killer, model: Path, data: Path, tmp_path: Path, n_kills: int, seed: int) -> int:
     """Kill runs at random moments, go on with each until it is done; returns how many were done."""
     rng = random.Random(seed)
-    flags = [*LINEAR.split(), "--eval_all_checkpoints", "--save_total_limit", 2, "--max_steps", 24]
+    flags = "--task_name sts-b --eval_all_checkpoints --save_total_limit 2 --max_steps 24 --logging_steps 2".split()
+    flags += [*LINEAR.split(), "--seed", seed]
     expected, log = tmp_path / "expected", tmp_path / "log"
     once = killer(command(model, data, expected, *flags), log)
     assert once["status"] == 0, log.read_text()
-    n_killed, n_done, best_seen = 0, 0, False
+    scores = [json.loads(line).get("eval_corr", 0) for line in (expected / "log.jsonl").read_text().splitlines()]
+    assert len({max(scores[:n]) for n in range(1, len(scores))}) > 3  # the best checkpoint is replaced again and again
+    n_killed, n_done = 0, 0
     while n_killed < n_kills or n_done == 0:
         output, own_data = tmp_path / f"run-{n_done}", tmp_path / f"data-{n_done}"
         own_data.mkdir(exist_ok=True)
@@ -630,22 +633,27 @@ def kill_again_and_again(killer, model: Path, data: Path, tmp_path: Path, n_kill
             n_killed += 1
             if output.is_dir():
                 assert_whole(output)
-                # Once there is a best checkpoint there always is.
-                best_seen = best_seen or (output / "checkpoint-best").is_dir()
-                assert not best_seen or (output / "checkpoint-best" / "config.json").is_file()
+                # The first evaluation is before the first state: from then on there always is a best checkpoint.
+                assert not run_folder.newest_state(output) or (output / "checkpoint-best" / "config.json").is_file()
             continue
         assert done["status"] == 0, log.read_text()
         assert_same_run(output, expected)
         assert not [path for path in output.rglob("*") if path.name.startswith(".")]
-        n_done, best_seen = n_done + 1, False
+        n_done += 1
     return n_done
 
 
-def test_a_run_that_is_killed_loses_nothing(killer, bert_folder, mrpc, tmp_path):
-    assert kill_again_and_again(killer, bert_folder, mrpc, tmp_path, n_kills=6, seed=1) >= 1
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("regression")
+    return save_bert(folder / "model", num_labels=1), write_glue(folder / "STS-B", "sts-b")
+
+
+def test_a_run_that_is_killed_loses_nothing(killer, regression, tmp_path):
+    assert kill_again_and_again(killer, *regression, tmp_path, n_kills=6, seed=1) >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_that_is_killed_30_times_loses_nothing(killer, bert_folder, mrpc, tmp_path, seed):
-    assert kill_again_and_again(killer, bert_folder, mrpc, tmp_path, n_kills=30, seed=100 + seed) >= 1
+def test_a_run_that_is_killed_30_times_loses_nothing(killer, regression, tmp_path, seed):
+    assert kill_again_and_again(killer, *regression, tmp_path, n_kills=30, seed=5 + seed) >= 1
