@@ -202,7 +202,7 @@ from bert_of_theseus import (
 )
 from bert_of_theseus.classifier import BAR, Loaded, UserError, load_model, predict, takes_token_types
 from bert_of_theseus.cpu_kernels import RETURN_EVERY, fast_kernels, return_freed_memory
-from bert_of_theseus.files import size, tidy_up, whole_file, whole_files, whole_folder
+from bert_of_theseus.files import readable_size, whole_files, whole_folder
 from bert_of_theseus.model_card import model_card
 from bert_of_theseus.run_log import RunLog
 from bert_of_theseus.stopping import Stop, Stopped
@@ -272,13 +272,6 @@ def is_main() -> bool:
     return distributed.rank() == 0
 
 
-def write_text(output_dir: str | Path, name: str, text: str) -> None:
-    """A file of the run, whole or not there."""
-    path = Path(output_dir) / name
-    with run_folder.writing(path.parent, path, len(text)), whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-
-
 def as_results(results: dict[str, float]) -> str:
     """The text of an `eval_results.txt`: `key = value` a line, sorted."""
     return "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
@@ -324,16 +317,15 @@ class Progress:
     best: Score | None = None
     predecessor: Score | None = None
     seconds: float = 0.0  # of training
-    resumed: list[int] = field(default_factory=list)  # after which steps the run was gone on with
+    resumed: list[dict] = field(default_factory=list)  # after which steps the run was gone on with, when and by what
 
     def figures(self) -> dict:
-        """What `go_on` needs, as JSON has it; the best step is told by its checkpoint."""
-        scores = {
-            name: score and score._asdict() for name in ("last", "predecessor") for score in [getattr(self, name)]
+        """What `read_state` needs, as JSON has it."""
+        scores = {name: getattr(self, name) for name in ("last", "best", "predecessor")}
+        figures = {name: score and score._asdict() for name, score in scores.items()}
+        return figures | {
+            name: getattr(self, name) for name in ("step", "evaluated", "best_step", "seconds", "resumed")
         }
-        names = ("step", "evaluated", "seconds", "resumed")
-        scores["best_seconds"] = self.best.seconds if self.best else 0.0
-        return scores | {name: getattr(self, name) for name in names}
 
 
 def make_parts(args, model: torch.nn.Module, layers: TheseusLayers | None, n_steps: int) -> training_state.Parts:
@@ -396,7 +388,7 @@ def train(args, task, loaded, parts, features, dev_features, n_steps, log, progr
                 losses.add(step, rows, loss)
             is_logged = step == n_steps or (args.logging_steps and step % args.logging_steps == 0)
             # A GPU is waited for only where its losses are needed.
-            if device.type == "cpu" or is_logged or is_saved(args, step):
+            if device.type == "cpu" or is_logged or is_saved(args, step) or step % 100 == 0:
                 losses.check()
             if bar.update() and losses.values:  # as above, only when the bar is redrawn
                 share = sum(share for parts_ in micro_batches for _, share in parts_) / len(micro_batches)
@@ -453,7 +445,7 @@ def save(args, task, loaded: Loaded, folder: Path, step: int, score: Score | Non
         loaded.tokenizer.save_pretrained(temporary)
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8", errors="replace")
-        if folder.name == "checkpoint-best":
+        if score and folder.name == "checkpoint-best":
             (temporary / "eval_results.txt").write_text(as_results(score.metrics | {"step": step}))
         if state:
             training_state.write(temporary / run_folder.STATE, *state)
@@ -470,23 +462,28 @@ def save_checkpoint(args, task, loaded, parts, log: RunLog, progress: Progress, 
         run_folder.forget_older(output_dir, folder, args.save_total_limit)
 
 
-def read_state(args, task: Task, checkpoint: Path) -> tuple[Progress, tuple]:
-    """How far the run had come at `checkpoint`, and what `restore_state` needs; UserError where it is damaged."""
+def read_state(args, task: Task, checkpoint: Path, record: dict) -> tuple[Progress, tuple]:
+    """How far the run had come at `checkpoint`, and what `restore_state` needs; UserError where it is damaged.
+
+    `record` is of this process's part of the run.
+    """
     progress = Progress()
     try:
         tensors, figures = training_state.read(checkpoint / run_folder.STATE)
-        for name, kind in (("step", int), ("evaluated", bool), ("seconds", float)):
+        for name, kind in (("step", int), ("evaluated", bool), ("best_step", int), ("seconds", float)):
             setattr(progress, name, kind(figures[name]))
-        for name in ("last", "predecessor"):
+        for name in ("last", "best", "predecessor"):
             setattr(progress, name, figures[name] and Score(**figures[name]))
-        progress.resumed = [*figures["resumed"], progress.step]
+        names = ("start", "command", "device", "versions", "git_commit")
+        progress.resumed = [*figures["resumed"], {"after_step": progress.step} | {name: record[name] for name in names}]
         figures["log"] = {str(name): int(n_bytes) for name, n_bytes in figures["log"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise state_error(checkpoint, error) from error
+    # What the folder of the best step holds can be of a later step than the state.
     best = read_results(checkpoint.parent / "checkpoint-best")
-    if best and args.evaluate_during_training:  # of a later step, perhaps, than this one: it is what the folder holds
-        progress.best_step = int(best.pop("step"))
-        progress.best = Score(best, best[main_key(task)], figures["best_seconds"])
+    step = best.pop("step", progress.best_step)
+    if args.evaluate_during_training and step != progress.best_step and main_key(task) in best:
+        progress.best_step, progress.best = int(step), Score(best, best[main_key(task)], 0.0)
     return progress, (tensors, figures)
 
 
@@ -543,6 +540,11 @@ def check_output_dir(args: argparse.Namespace) -> None:
     """Fail where training would mix with, or destroy, what is there."""
     output_dir = Path(args.output_dir)
     if not run_folder.is_empty(output_dir) and not args.overwrite_output_dir:
+        if (output_dir / run_folder.STARTED).exists():
+            raise UserError(
+                f"--output_dir {output_dir} holds a run that is not finished; --resume goes on with it, "
+                "--overwrite_output_dir replaces it"
+            )
         what = "is not empty, and holds no run to go on with" if args.resume else "is not empty"
         raise UserError(
             f"--output_dir {output_dir} {what}; name another, or give --overwrite_output_dir to replace its run"
@@ -563,24 +565,33 @@ def earlier_run(args: argparse.Namespace) -> dict | None:
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir} is a file")
-    if args.resume:
-        for name in (run_folder.FINISHED, run_folder.STARTED):
-            path = output_dir / name
-            if not path.is_file():
-                continue
-            try:
-                record = json.loads(path.read_text())
-                return {name: record[name] for name in ("arguments", "data", "versions", "device")} | record
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
-    if args.do_train:
+    try:
+        earlier = run_folder.earlier_record(output_dir) if args.resume else None
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if args.do_train and not earlier:
         check_output_dir(args)
-    return None
+    return earlier
+
+
+def found_free(args: argparse.Namespace) -> dict | None:
+    """`earlier_run`, which all processes must call; UserError where another run is at work there."""
+    refused = None
+    if is_main():
+        try:
+            run_folder.check_free(Path(args.output_dir))
+        except (run_folder.FolderInUse, OSError) as error:
+            refused = f"--output_dir: {error}; wait for its end, or name another"
+    refused = distributed.from_main(refused)
+    if refused:
+        raise UserError(refused)
+    return earlier_run(args)
 
 
 @contextmanager
 def held(args: argparse.Namespace, earlier: dict | None) -> Iterator[None]:
     """Within the block output_dir, which is made, is this run's alone; UserError where it is not as it was found."""
+    distributed.wait_for_all()  # until every process has found it
     with ExitStack() as stack:
         refused = None
         if is_main():  # which holds it for all processes
@@ -596,15 +607,6 @@ def held(args: argparse.Namespace, earlier: dict | None) -> Iterator[None]:
         yield
 
 
-def found_free(args: argparse.Namespace) -> dict | None:
-    """`earlier_run`; UserError where another run is at work there."""
-    try:
-        run_folder.check_free(Path(args.output_dir))
-    except (run_folder.FolderInUse, OSError) as error:
-        raise UserError(f"--output_dir: {error}") from error
-    return earlier_run(args)
-
-
 # Arguments in which a run may differ from the one that it goes on with: names and places (what lies there is compared
 # itself), and what changes nothing in the training.
 FREE = (
@@ -617,12 +619,20 @@ FREE = (
 def refuse_differences(output_dir: str, was: dict, now: dict) -> None:
     """UserError, naming all of them, where the run differs from what the one it goes on with was started with."""
     found = run_record.differences(was, now, FREE)
+    before, after = (
+        {"device": record.get("device"), "git commit": record.get("git_commit")} | record["versions"]
+        for record in (was, now)
+    )
+    others = [
+        f"{name} was {before.get(name)}, is {value}" for name, value in after.items() if before.get(name) != value
+    ]
     if found:
-        raise UserError(f"--resume: this is not the run that {output_dir} holds: {'; '.join(found)}")
-    before, after = ({"device": record["device"]} | record["versions"] for record in (was, now))
-    for name, version in after.items():
-        if before.get(name) != version:
-            logger.warning("%s: was %s, is %s: results can differ in the last digits", name, before.get(name), version)
+        raise UserError(
+            f"--resume: this is not the run that {output_dir} holds: {'; '.join(found + others)}; start it with what "
+            "it was started with, or name another --output_dir"
+        )
+    if others:
+        logger.warning("Results can differ in the last digits: %s", "; ".join(others))
 
 
 def choose_device(args: argparse.Namespace) -> torch.device:
@@ -736,14 +746,13 @@ def check_disk(args: argparse.Namespace, n_steps: int, weights: int, state: int)
     there = [*output_dir.glob("checkpoint-*/*.safetensors")] if args.resume else []
     existing = next(path for path in (output_dir.resolve(), *output_dir.resolve().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in there)
+    of_weights, of_state, in_all, there = map(readable_size, (weights, state, needed, free))
     plural = "s" * (n_checkpoints > 1)
-    beside = f"{n_checkpoints:,} checkpoint{plural} of {size(weights)}, {size(state)} to go on from beside the newest"
-    logger.info("%-12s %s: at most %s, of %s free", "Disk", beside, size(needed), size(free))
+    parts = f"{n_checkpoints:,} checkpoint{plural} of {of_weights}, {of_state} to go on from beside the newest"
+    logger.info("%-12s %s: at most %s, of %s free", "Disk", parts, in_all, there)
     if needed > free:
-        raise UserError(
-            f"{output_dir}: {size(needed)} of checkpoints do not fit in {size(free)}; raise --save_steps, or set "
-            "--save_total_limit"
-        )
+        advice = "raise --save_steps, or set --save_total_limit"
+        raise UserError(f"{output_dir}: {in_all} of checkpoints do not fit in {there}; {advice}")
 
 
 def compare(rows: list[tuple[str, Score, int]], main: str) -> str:
@@ -811,7 +820,7 @@ def evaluate_alone(args, task: Task, dev_examples: dict, device: torch.device) -
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, task, device, dev_features)
     if is_main():
-        write_text(args.output_dir, "eval_results.txt", as_results(results))
+        run_folder.write_text(Path(args.output_dir) / "eval_results.txt", as_results(results))
         print(json.dumps(score.logged()))
 
 
@@ -824,19 +833,21 @@ def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
     dev_examples = read_dev_sets(args, task) if args.do_eval or args.evaluate_during_training else {}
     steps_an_epoch, n_steps = count_steps(args, len(examples.first))
     record = describe_run(args, task, device, examples, dev_examples)
-    if earlier and "end" in earlier:
+    if earlier and run_folder.is_finished(earlier):
         refuse_differences(args.output_dir, earlier, record)
         logger.info("The run in %s is finished: nothing is left to train", args.output_dir)
+        if args.do_eval and not os.path.isfile(os.path.join(args.output_dir, "config.json")):
+            raise UserError(f"{args.output_dir} holds the record of a finished run, but no model to evaluate")
         with held(args, earlier):
             if is_main():
-                finish(Path(args.output_dir))
+                run_folder.finish(Path(args.output_dir))
             if args.do_eval:
                 evaluate_alone(args, task, dev_examples, device)
         return
     compressing = args.replacing_rate is not None
     transformers.set_seed(args.seed)
     loaded = load_model(args.model_name_or_path, task.labels, not compressing, **model_options(args))
-    record["predecessor_sha256"] = run_record.model_sha256(loaded.model, loaded.tokenizer)
+    record["predecessor_sha256"] = distributed.from_main(model_digest(args, loaded) if is_main() else None)
     model = loaded.model.to(device)
     distributed.share_weights(model)
     scc_n_layer = None
@@ -848,7 +859,6 @@ def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
     if earlier:
         refuse_differences(args.output_dir, earlier, record)
     announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch)
-    distributed.wait_for_all()  # until every process has found the folder as it was
     with held(args, earlier):
         carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier)
 
@@ -864,14 +874,14 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
         )
     with distributed.main_process_first():
         if is_main():
-            begin(output_dir, earlier, record, checkpoint)
+            run_folder.begin(output_dir, record, earlier, checkpoint, args.save_total_limit)
         features = featurize(args, task.name, "train", examples, loaded)
         dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
 
     n_parameters, layers = count_parameters(model), None
     progress, state = Progress(), None
     if checkpoint:
-        progress, state = read_state(args, task, checkpoint)
+        progress, state = read_state(args, task, checkpoint, record)
     if scc_n_layer:
         if dev_features and progress.predecessor is None:
             progress.predecessor = score_predecessor(args, task, loaded, dev_features)
@@ -893,19 +903,21 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
                 progress.last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
                 log.write(n_steps, progress.last.logged())
                 if scc_n_layer and is_main():
-                    write_text(output_dir, "README.md", describe_successor(args, task, model, n_steps, progress.last))
+                    card = describe_successor(args, task, model, n_steps, progress.last)
+                    run_folder.write_text(output_dir / "README.md", card)
             distributed.wait_for_all()  # until the main process has written the last checkpoint
             if args.do_eval:
                 checkpoints = {}
                 if args.eval_all_checkpoints:
                     checkpoints = checkpoint_results(args, task, device, dev_features, stop.check)
                 if is_main():
-                    write_text(output_dir, "eval_results.txt", as_results(progress.last.metrics | checkpoints))
+                    results = as_results(progress.last.metrics | checkpoints)
+                    run_folder.write_text(output_dir / "eval_results.txt", results)
         except Stopped as stopped:
             stop_early(args, task, loaded, parts, log, progress, stopped)
-    log.close()
-    if is_main():
-        report(args, task, parts, loaded, n_steps, n_parameters, progress)
+        log.close()
+        if is_main():
+            report(args, task, parts, loaded, n_steps, n_parameters, progress)
 
 
 def report(args, task, parts, loaded: Loaded, n_steps: int, n_parameters: int, progress: Progress) -> None:
@@ -914,7 +926,7 @@ def report(args, task, parts, loaded: Loaded, n_steps: int, n_parameters: int, p
     parameters = count_parameters(loaded.model)
     if parts.layers:
         parameters -= count_parameters(parts.layers.predecessor)
-    results = {"resumed_after_steps": progress.resumed, "end": run_record.now()}
+    results = {"resumed": progress.resumed, "end": run_record.now()}
     results |= {"steps": n_steps, "parameters": parameters, "training_seconds": progress.seconds}
     results["metrics"] = progress.last.metrics if progress.last else {}
     rows = []
@@ -925,28 +937,10 @@ def report(args, task, parts, loaded: Loaded, n_steps: int, n_parameters: int, p
         if score:
             results[name] = {"step": step} | score._asdict()
             rows.append((f"successor, {name} step ({step})", score, parameters))
-    record = json.loads((output_dir / run_folder.STARTED).read_text())
-    write_text(output_dir, run_folder.FINISHED, json.dumps(record | results, indent=2) + "\n")
-    finish(output_dir)
+    run_folder.finish(output_dir, results)
     logger.info("The %s is in %s", "successor" if parts.layers else "model", output_dir)
     if progress.predecessor:
         print(compare(rows, main_key(task)))
-
-
-def begin(output_dir: Path, earlier: dict | None, record: dict, checkpoint: Path | None) -> None:
-    """Make the folder ready: for a new run, for one that goes on from `checkpoint`, or from its beginning."""
-    tidy_up(output_dir)
-    if not earlier:
-        run_folder.clear(output_dir)
-        write_text(output_dir, run_folder.STARTED, json.dumps(record, indent=2) + "\n")
-    elif not checkpoint:
-        run_folder.clear(output_dir, but_not=run_folder.STARTED)
-
-
-def finish(output_dir: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    run_folder.forget_older(output_dir, None, None)
-    (output_dir / run_folder.STARTED).unlink(missing_ok=True)
 
 
 def stop_early(args, task, loaded, parts, log: RunLog, progress: Progress, stopped: Stopped) -> None:
@@ -1000,6 +994,13 @@ def score_predecessor(args, task: Task, loaded: Loaded, dev_features: dict[str, 
             task.name,
         )
     return score
+
+
+def model_digest(args: argparse.Namespace, loaded: Loaded) -> str:
+    """What tells the model to start from, wherever it lies, from every other."""
+    name = args.config_name or args.model_name_or_path
+    config, _ = transformers.PretrainedConfig.get_config_dict(name, cache_dir=args.cache_dir or None)
+    return run_record.model_sha256(loaded.model, loaded.tokenizer, config)
 
 
 def describe_run(args: argparse.Namespace, task: Task, device: torch.device, examples, dev_examples: dict) -> dict:

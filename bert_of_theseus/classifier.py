@@ -122,7 +122,7 @@ def load_model(
         )
     except Exception as error:  # as above
         raise UserError(f"{path}: no model could be loaded: {in_short(error)}") from error
-    fitting_head = check_weights(path, model, report, names, num_labels, new_head)
+    fitting_head = check_loaded_weights(path, model, report, names, num_labels, new_head)
 
     order = label_order(labels, names) if labels and fitting_head else list(range(num_labels))
     if labels:
@@ -164,7 +164,7 @@ def check_extent(folder: Path, config) -> None:
             raise ValueError(f"its config calls for {n_parameters:,} parameters, its weights have {n_bytes:,} bytes")
 
 
-def check_weights(path: str, model, report: dict, names: list[str], num_labels: int, new_head: bool) -> bool:
+def check_loaded_weights(path: str, model, report: dict, names: list[str], num_labels: int, new_head: bool) -> bool:
     """Whether the head that was loaded is the task's; UserError where what was not loaded may not be made anew."""
     if any("scc_layer" in key for key in report["unexpected_keys"]):
         raise UserError(

@@ -110,13 +110,13 @@ def from_main(value):
     return values[0]
 
 
-def largest(*values: float) -> list[float]:
-    """For each value the largest that a process has given."""
+def largest(value: float) -> float:
+    """The largest of what the processes give."""
     if not dist.is_initialized():
-        return list(values)
-    together = torch.tensor(values, dtype=torch.float64)
+        return value
+    together = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(together, dist.ReduceOp.MAX, _between_cpus)
-    return together.tolist()
+    return together.item()
 
 
 def gather(value) -> list:

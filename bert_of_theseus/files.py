@@ -18,9 +18,10 @@ STALE_SECONDS = 3600  # without a write, after which nobody can be at work on a 
 
 
 def _flush_files(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are for their owner alone, whatever the umask
-        _flush(file)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(folder.stat().st_mode & 0o666)  # safetensors' are for their owner alone, whatever the umask
+        _flush(path)
 
 
 def _flush(path: Path) -> None:
@@ -108,8 +109,10 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush_files(temporary)
-        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
-            file.replace(folder / file.name)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.is_dir() and (folder / path.name).is_dir():
+                remove_folder(folder / path.name)
+            path.replace(folder / path.name)
         _flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,7 +125,7 @@ def remove_folder(path: Path) -> None:
     """Remove a folder and all that is in it; it is never seen in part."""
     temporary = _temporary(path)
     path.rename(temporary)
-    shutil.rmtree(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)  # what somebody still reads is left for `tidy_up`
 
 
 def tidy_up(folder: Path) -> None:
@@ -135,7 +138,7 @@ def tidy_up(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def size(n_bytes: float) -> str:
+def readable_size(n_bytes: float) -> str:
     """A number of bytes as people read it."""
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:

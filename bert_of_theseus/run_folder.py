@@ -7,19 +7,21 @@
 The newest of the first two also holds what the run needs to go on.
 """
 
+import errno
 import fcntl
+import itertools
+import json
 import logging
 import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from bert_of_theseus.files import REPLACED, TEMPORARY, remove_folder, size
+from bert_of_theseus.files import REPLACED, TEMPORARY, readable_size, remove_folder, tidy_up, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ FINISHED = "run.json"
 # What runs write: of the run, and of the model, which may have another tokenizer than the next one's.
 OF_RUN = rf"runs|log\.jsonl|{FINISHED}|{STARTED}|eval_results\.txt|checkpoint-(\d+|best|\d+-stopped)"
 OF_MODEL = r"config\.json|model.*\.safetensors.*|README\.md|tokenizer.*\.json|special_tokens_map\.json|"
-OF_MODEL += r"added_tokens\.json|vocab\.(txt|json)|merges\.txt|chat_template\.jinja"
+OF_MODEL += r"added_tokens\.json|vocab\.(txt|json)|merges\.txt|chat_template\.jinja|additional_chat_templates"
 
 
 class FolderInUse(Exception):
@@ -42,19 +44,28 @@ class CannotWrite(Exception):
     """Something of the run cannot be written; the message says what, how large it is, and what is left."""
 
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 @contextmanager
 def writing(folder: Path, what: Path | str, n_bytes: int) -> Iterator[None]:
     """CannotWrite where the block cannot write something, of about so many bytes, of the run in `folder`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    except Exception as error:
+        # The Rust libraries tell the system's errors in exceptions of their own, by number.
+        by_rust = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(by_rust[1]) if by_rust else None
+        if number is None:
+            raise
+        reason, first = os.strerror(number), ""
+        if number in NO_ROOM:
+            free = shutil.disk_usage(folder).free
+            reason += f"; it takes {readable_size(n_bytes)}, {readable_size(free)} are free"
+            first = "make room, then "
         saved = newest_state(folder)
         then = f"go on with --resume: {saved} is whole" if saved else "start again: nothing is saved yet"
-        free = size(shutil.disk_usage(folder).free)
-        raise CannotWrite(
-            f"{what} cannot be written ({reason}): it takes {size(n_bytes)}, {free} are free; make room, then {then}"
-        ) from error
+        raise CannotWrite(f"{what} cannot be written ({reason}): {first}{then}") from error
 
 
 @contextmanager
@@ -84,13 +95,13 @@ def locked(folder: Path) -> Iterator[None]:
 def check_free(folder: Path) -> None:
     """FolderInUse where another process holds the folder now; nothing in it is touched."""
     with suppress(FileNotFoundError, NotADirectoryError), open(folder / LOCK) as lock:
-        _try_lock(lock)
+        _try_lock(lock, fcntl.LOCK_SH)
 
 
-def _try_lock(lock) -> None:
+def _try_lock(lock, kind: int = fcntl.LOCK_EX) -> None:
     folder = Path(lock.name).parent
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
         raise FolderInUse(f"{folder} is in use by {lock.read() or 'another process'}") from None
@@ -99,12 +110,15 @@ def _try_lock(lock) -> None:
 
 
 def _lock(path: Path):
-    while True:
+    for attempt in itertools.count():
         lock = open(path, "a+")
         try:
             _try_lock(lock)
         except FolderInUse:
             lock.close()
+            if attempt < 5:  # it may be no more than a look, by `check_free`
+                time.sleep(0.02)
+                continue
             raise
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
@@ -127,8 +141,10 @@ def is_empty(folder: Path) -> bool:
 def clear(folder: Path, but_not: str = "") -> None:
     """Remove what an earlier run left in the folder, and nothing else, so that two runs never mix."""
     ours = f"{OF_RUN}|{OF_MODEL}" if (folder / "config.json").is_file() else OF_RUN
-    # Should this process be killed here: what could be gone on with goes first, what says that there is a run last.
-    for path in sorted(folder.iterdir(), key=lambda path: (path.name in (STARTED, FINISHED), not path.is_dir())):
+    # Should this process be killed here: what says that a run is finished goes first, then what could be gone on with,
+    # and last what says that there is a run.
+    order = {FINISHED: 0, STARTED: 3}
+    for path in sorted(folder.iterdir(), key=lambda path: order.get(path.name, 1 if path.is_dir() else 2)):
         if re.fullmatch(ours, path.name) and path.name != but_not:
             remove_folder(path) if path.is_dir() else path.unlink()
 
@@ -165,3 +181,66 @@ def forget_older(folder: Path, newest: Path | None, limit: int | None) -> None:
     unneeded = [path for path in stopped_checkpoints(folder) if path != newest]
     for path in unneeded + (checkpoints(folder)[:-limit] if limit else []):
         remove_folder(path)
+
+
+def begin(folder: Path, record: dict, earlier: dict | None, checkpoint: Path | None, limit: int | None) -> None:
+    """Make a folder that is held ready for a new run, or for what is left of an earlier one.
+
+    Args:
+        folder: of the run.
+        record: what a new run is started with, as JSON has it.
+        earlier: the record of the run to go on with; None for a new one.
+        checkpoint: from which it goes on; None: from its beginning.
+        limit: of the number of checkpoints.
+
+    Raises:
+        CannotWrite: the record cannot be written.
+    """
+    tidy_up(folder)
+    if not earlier:
+        clear(folder)
+        write_text(folder / STARTED, as_json(record))
+    elif checkpoint:
+        forget_older(folder, checkpoint, limit)
+    else:
+        clear(folder, but_not=STARTED)
+
+
+def finish(folder: Path, results: dict | None = None) -> None:
+    """Write the record of a finished run, with its results, unless it is there, and remove what only going on needs."""
+    if results is not None:
+        write_text(folder / FINISHED, as_json(json.loads((folder / STARTED).read_text()) | results))
+    forget_older(folder, None, None)
+    (folder / STARTED).unlink(missing_ok=True)
+    tidy_up(folder)
+
+
+def earlier_record(folder: Path) -> dict | None:
+    """What the run in the folder was started with and, where it is finished, its results; None where there is no run.
+
+    Raises:
+        ValueError: the record is damaged, or of another version.
+    """
+    for name in (FINISHED, STARTED):
+        path = folder / name
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text())
+                return record | {part: dict(record[part]) for part in ("arguments", "data", "versions")}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
+    return None
+
+
+def is_finished(record: dict) -> bool:
+    return "end" in record
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of the run in its folder, whole or not there; CannotWrite where that cannot be."""
+    with writing(path.parent, path, len(text)), whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")

@@ -43,7 +43,10 @@ class RunLog:
         return [*self.folder.glob("log.jsonl"), *self.folder.glob("runs/events.*")]
 
     def sizes(self) -> dict[str, int]:
-        """How long the files are, by name."""
+        """How long the files are, by name; so much of them is on the disk."""
+        with writing(self.folder, self.folder / "log.jsonl", 1000):
+            self.board.flush()
+            os.fsync(self.file.fileno())
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in self._paths()}
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -55,7 +58,6 @@ class RunLog:
             sys.stdout.flush()
         with writing(self.folder, self.folder / "log.jsonl", 1000):
             print(line, file=self.file, flush=True)
-            os.fsync(self.file.fileno())
             for name, value in values.items():
                 self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
             self.board.flush()

@@ -45,15 +45,13 @@ def git_commit(folder: Path) -> str | None:
         return None
 
 
-def model_sha256(model: torch.nn.Module, tokenizer) -> str:
-    """A digest of all that a loaded model computes from: its weights, config and tokenizer."""
+def model_sha256(model: torch.nn.Module, tokenizer, config: dict) -> str:
+    """A digest of all that a loaded model computes from: weights, tokenizer, and config as its file has it."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    config = model.config.to_diff_dict()
-    for name in ("_name_or_path", "transformers_version"):  # of how it was loaded
-        config.pop(name, None)
+    config = {name: value for name, value in config.items() if name not in ("_name_or_path", "_commit_hash")}
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for name in ("truncation", "padding"):  # of its last call
         state.pop(name, None)
@@ -64,12 +62,12 @@ def model_sha256(model: torch.nn.Module, tokenizer) -> str:
 def differences(was: dict, now: dict, free_arguments: Sequence[str]) -> list[str]:
     """In what a run differs, in words, from the one that it is to go on with, as their records tell.
 
-    What only one of them tells is no difference, nor is one of `free_arguments`.
+    What the earlier record does not tell is no difference, nor is one of `free_arguments`.
     """
     found = [
-        f"--{name} was {was['arguments'].get(name)!r}, is {value!r}"
+        f"--{name} was {was['arguments'][name]!r}, is {value!r}"
         for name, value in now["arguments"].items()
-        if name not in free_arguments and was["arguments"].get(name) != value
+        if name not in free_arguments and was["arguments"].get(name, value) != value
     ]
     found += [f"{name} has changed" for name, sha256 in now["data"].items() if was["data"].get(name, sha256) != sha256]
     if was.get("predecessor_sha256", "") != now.get("predecessor_sha256", was.get("predecessor_sha256", "")):

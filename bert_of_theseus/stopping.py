@@ -2,10 +2,11 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bert_of_theseus.distributed import largest, rank
+from bert_of_theseus.distributed import is_launched, largest, rank
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,7 +31,7 @@ class Stop:
     """
 
     def __init__(self):
-        self.signal = 0
+        self.signal, self.heard = 0, 0.0
         self.can_wait = False
 
     @contextmanager
@@ -47,8 +48,11 @@ class Stop:
         if not self.can_wait:
             raise SystemExit(128 + number)
         if self.signal:
+            # A signal to a whole job comes to each process a second time, from torchrun.
+            if is_launched() and time.monotonic() < self.heard + 2:
+                return
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self.heard = number, time.monotonic()
         if rank() == 0:  # not by print, amid whose work on the same stream this may be
             os.write(2, b"\nStopping after this step; a second signal stops at once\n")
 
@@ -63,7 +67,7 @@ class Stop:
 
     def check(self) -> None:
         """Raise Stopped, in all processes, where a signal has reached one of them."""
-        (number,) = largest(self.signal)
+        number = int(largest(self.signal))
         if number:
             self.signal = number
             raise Stopped(number)

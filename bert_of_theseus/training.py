@@ -196,9 +196,9 @@ class Losses:
         if not self._unchecked:
             return
         finite = torch.stack([loss for *_, loss in self._unchecked]).isfinite().tolist()
-        (from_end,) = largest(len(finite) - finite.index(False) if False in finite else 0)
+        from_end = int(largest(len(finite) - finite.index(False) if False in finite else 0))
         if from_end:
-            step, rows, loss = self._unchecked[len(finite) - int(from_end)]
+            step, rows, loss = self._unchecked[-from_end]
             numbers = ", ".join(map(str, sorted(np.concatenate(rows).tolist())))
             kind = "not a number" if loss.isnan() else "infinite" if loss.isinf() else "not finite in another process"
             raise LossError(f"the loss of step {step} is {kind}; its training rows, counted from 0: {numbers}")

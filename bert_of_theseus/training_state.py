@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bert_of_theseus.distributed import gather, n_processes, rank
+from bert_of_theseus.distributed import gather, rank
 from bert_of_theseus.theseus_layers import TheseusLayers
 
 
@@ -57,7 +57,6 @@ def collect(parts: Parts, losses: torch.Tensor) -> tuple[dict[str, torch.Tensor]
     for process, its in enumerate(gather(own)):
         tensors |= {f"process.{process}.{name}": value for name, value in its.items()}
     figures = {
-        "processes": n_processes(),
         "param_groups": optimizer["param_groups"],
         # Zeroed gradients are not none: Adam moves on with them.
         "with_gradient": [number for number, p in enumerate(parts.parameters()) if p.grad is not None],

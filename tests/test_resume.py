@@ -22,7 +22,7 @@ from test_run_glue import arguments, read_results, run_here, scalars
 from transformers import AutoModelForSequenceClassification
 
 import run_glue
-from bert_of_theseus import run_folder, training_state
+from bert_of_theseus import run_folder
 from bert_of_theseus.training import train_batches
 
 ROOT = Path(__file__).parents[1]
@@ -42,13 +42,17 @@ def command(model: Path, data: Path, output: Path, *flags: object) -> list[str]:
     return arguments("mrpc", model, data, output, *STEPS.split(), *flags)
 
 
+def resumed_after(folder: Path) -> list[int]:
+    return [part["after_step"] for part in json.loads((folder / "run.json").read_text())["resumed"]]
+
+
 def without_times(record: dict) -> dict:
     """What of a run.json does not depend on when, where and how often it was gone on with."""
     record = {k: v for k, v in record.items() if k not in {"start", "end", "command", "training_seconds"}}
     record["arguments"] = {
         k: v for k, v in record["arguments"].items() if k not in {"output_dir", "data_dir", "resume"}
     }
-    record["resumed_after_steps"] = None
+    record["resumed"] = None
     for name in ("last", "best", "predecessor"):
         record[name] = {k: v for k, v in record.get(name, {}).items() if k != "seconds"}
     return record
@@ -129,7 +133,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
     torch.rand(7)  # a process of its own would not have this one's random state either
     run_here(*args, "--resume")
     assert_same_run(tmp_path / "o", expected)
-    assert json.loads((tmp_path / "o" / "run.json").read_text())["resumed_after_steps"] == [step]
+    assert resumed_after(tmp_path / "o") == [step]
 
 
 def test_a_run_can_be_stopped_many_times_also_amid_an_evaluation(
@@ -154,7 +158,7 @@ def test_a_run_can_be_stopped_many_times_also_amid_an_evaluation(
     assert len(passes) == 2
     run_here(*args)
     assert_same_run(tmp_path / "o", expected)
-    assert json.loads((tmp_path / "o" / "run.json").read_text())["resumed_after_steps"] == [3, 5, 8]
+    assert resumed_after(tmp_path / "o") == [3, 5, 8]
 
 
 @only_linear
@@ -314,7 +318,7 @@ def test_there_must_be_a_run_to_go_on_with(bert_folder, mrpc, tmp_path):
 
 def test_a_run_that_is_stopped_is_not_overwritten_unless_asked_to(stopped):
     output, args = stopped
-    assert "is not empty" in refused(output, args)
+    assert "holds a run that is not finished; --resume goes on with it" in refused(output, args)
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x80\x04.", None], ids=["empty", "a pickle", "cut"])
@@ -340,7 +344,7 @@ def test_the_newest_checkpoints_are_kept_and_the_state_beside_the_last_one(bert_
     # The state costs what the optimiser's does: two moments of each trained parameter.
     state = (folders["checkpoint-9-stopped"] / run_folder.STATE).stat().st_size
     layers = [t for name, t in load_file(folders["checkpoint-8"] / "model.safetensors").items() if ".layer." in name]
-    assert 2 * sum(t.nbytes for t in layers) < state < 2 * sum(t.nbytes for t in layers) + 20_000
+    assert 2 * sum(t.nbytes for t in layers) < state < 2 * sum(t.nbytes for t in layers) + 30_000
     # Without it, and with it, it is a model like any other.
     for folder in folders.values():
         assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_hidden_layers == 2
@@ -349,20 +353,39 @@ def test_the_newest_checkpoints_are_kept_and_the_state_beside_the_last_one(bert_
     assert not list(output.rglob(run_folder.STATE)) and not (output / run_folder.STARTED).exists()
 
 
-def test_the_best_checkpoint_of_a_later_step_than_the_state_s_is_known(bert_folder, mrpc, tmp_path, monkeypatch):
-    output = tmp_path / "o"
-    flags = [*LINEAR.split(), "--logging_steps", 1]
-    expected = tmp_path / "expected"
-    run_here(*command(bert_folder, mrpc, expected, *flags))
-    best_step = int(read_results(expected / "checkpoint-best")["step"])
-    args = command(bert_folder, mrpc, output, *flags, "--save_steps", best_step + 1)
-    stopped_run(best_step, monkeypatch, *args)
-    state = next(output.glob(f"*/{run_folder.STATE}"))
-    _, figures = training_state.read(state)
-    assert "best" not in figures  # only its folder tells
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory) -> tuple[Path, Path]:
+    """A model and data with which one step after the other is the best."""
+    folder = tmp_path_factory.mktemp("regression")
+    return save_bert(folder / "model", num_labels=1), write_glue(folder / "STS-B", "sts-b")
+
+
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_the_best_checkpoint_can_be_of_a_later_step_than_the_state(regression, tmp_path, monkeypatch, overwritten):
+    flags = "--task_name sts-b --logging_steps 1 --save_steps 3 --seed 5".split()
+    expected, output = tmp_path / "expected", tmp_path / "o"
+    run_here(*command(*regression, expected, *flags, *LINEAR.split()))
+    args = command(*regression, output, *flags, *LINEAR.split())
+    true_save, bests = run_glue.save, []
+
+    def killed_after_the_fifth(args, task, loaded, folder, step, *more):
+        true_save(args, task, loaded, folder, step, *more)
+        bests.append(step) if folder.name == "checkpoint-best" else None
+        if len(bests) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run_glue, "save", killed_after_the_fifth)
+        run_here(*args)
+    state = run_folder.newest_state(output)
+    assert read_results(output / "checkpoint-best")["step"] == bests[-1] > run_folder.step_of(state)
+    if overwritten:  # by an evaluation of the folder: which step it is of is known no more
+        (output / "checkpoint-best" / "eval_results.txt").write_text("corr = 0.5\n")
     run_here(*args, "--resume")
-    ours, theirs = (json.loads((f / "run.json").read_text())["best"] for f in (output, expected))
-    assert ours["step"] == theirs["step"] and ours["metrics"] == theirs["metrics"]
+    if overwritten:
+        assert (output / "run.json").is_file()
+    else:
+        assert_same_run(output, expected)
 
 
 # ------------------------------------------------------------------------------------ what goes wrong
@@ -421,13 +444,15 @@ def test_a_full_disk_ends_the_run_with_what_it_needs_and_the_last_state_intact(
             run_here(*args)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    cannot = rf"run_glue\.py: error: {output}/\S+ cannot be written \(.*\): it takes \d+ k?B, .* are free; make room"
-    assert re.match(rf"{cannot}, then go on with --resume: {output}/checkpoint-5 is whole", end.value.code)
+    cannot = rf"{output}/\S+ cannot be written \(File too large; it takes \d+ k?B, .* are free\): make room"
+    assert re.match(
+        rf"run_glue\.py: error: {cannot}, then go on with --resume: {output}/checkpoint-5 is whole", end.value.code
+    )
     run_here(*args, "--resume")
     assert_same_run(output, expected)
 
 
-def test_signals_end_a_command_with_their_status_and_a_second_one_at_once(bert_folder, mrpc, tmp_path):
+def test_signals_end_a_command_with_their_status(bert_folder, mrpc, tmp_path):
     def start(output: Path) -> subprocess.Popen:
         args = [
             *command(bert_folder, mrpc, output, *LINEAR.split()),
@@ -452,14 +477,6 @@ def test_signals_end_a_command_with_their_status_and_a_second_one_at_once(bert_f
         assert "Stopping after this step" in errors and f"stopped by {number.name} after step" in errors
         assert "Traceback" not in errors
         assert run_folder.newest_state(tmp_path / f"{number}").name.endswith("-stopped")
-
-    process = start(tmp_path / "twice")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        process.send_signal(number)
-        time.sleep(0.0005)
-    _, errors = process.communicate(timeout=60)
-    # Where the first was heeded before the second came, the run is saved already.
-    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM) and "Traceback" not in errors
 
 
 # ------------------------------------------------------------------------------------ two at once
@@ -497,11 +514,7 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
-@only_linear
-def test_of_two_that_start_at_once_in_one_folder_one_runs_and_one_is_refused(
-    bert_folder, mrpc, uninterrupted, tmp_path
-):
-    expected, flags = uninterrupted
+def test_of_two_that_start_at_once_in_one_folder_one_runs_and_one_is_refused(bert_folder, mrpc, tmp_path):
     data = shutil.copytree(mrpc, tmp_path / "MRPC")
     for cache in data.glob("cached*"):
         cache.unlink()
@@ -509,7 +522,7 @@ def test_of_two_that_start_at_once_in_one_folder_one_runs_and_one_is_refused(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "run_glue.py", *command(bert_folder, data, output, *flags)],
+            [sys.executable, "run_glue.py", *command(bert_folder, data, output, *LINEAR.split())],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -522,9 +535,8 @@ def test_of_two_that_start_at_once_in_one_folder_one_runs_and_one_is_refused(
     statuses = [process.returncode for process in processes]
     assert sorted(statuses) == [0, 0, 1] and statuses[2] == 0, errors
     lost = errors[statuses.index(1)].splitlines()[-1]
-    assert "is in use by process" in lost or "has just been at work" in lost or "is not empty" in lost
-    for output in outputs[1:]:
-        assert_same_run(output, expected)
+    assert any(words in lost for words in ("is in use by", "has just been at work", "is not empty", "not finished"))
+    assert_same_run(*outputs[1:])
     assert len(list(data.glob("cached*"))) == 2 and not list(data.glob(".*"))
 
 
@@ -641,12 +653,6 @@ def kill_again_and_again(killer, model: Path, data: Path, tmp_path: Path, n_kill
         assert not [path for path in output.rglob("*") if path.name.startswith(".")]
         n_done += 1
     return n_done
-
-
-@pytest.fixture(scope="module")
-def regression(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("regression")
-    return save_bert(folder / "model", num_labels=1), write_glue(folder / "STS-B", "sts-b")
 
 
 def test_a_run_that_is_killed_loses_nothing(killer, regression, tmp_path):

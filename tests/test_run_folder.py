@@ -1,3 +1,5 @@
+import errno
+import json
 import os
 import socket
 from pathlib import Path
@@ -6,18 +8,24 @@ import pytest
 
 from bert_of_theseus import run_folder
 from bert_of_theseus.run_folder import (
+    FINISHED,
     LOCK,
     STARTED,
     STATE,
     CannotWrite,
     FolderInUse,
+    begin,
     check_free,
     checkpoints,
     clear,
+    earlier_record,
+    finish,
     forget_older,
     is_empty,
+    is_finished,
     locked,
     newest_state,
+    write_text,
     writing,
 )
 
@@ -61,8 +69,8 @@ def test_a_lock_that_no_process_holds_is_taken_over(tmp_path):
 def test_a_lock_is_not_taken_on_a_file_that_its_holder_has_just_removed(tmp_path, monkeypatch):
     true_try, tries = run_folder._try_lock, []
 
-    def removed_meanwhile(lock):
-        true_try(lock)
+    def removed_meanwhile(lock, *kind):
+        true_try(lock, *kind)
         tries.append(lock)
         if len(tries) == 1:
             (tmp_path / LOCK).unlink()
@@ -110,10 +118,63 @@ def test_what_the_newest_checkpoint_makes_superfluous_is_forgotten(tmp_path):
     assert names(tmp_path) == {"checkpoint-10", "checkpoint-15", "checkpoint-best"} and not list(tmp_path.rglob(STATE))
 
 
-def test_what_cannot_be_written_is_told_with_its_size_and_what_there_is_to_go_on_from(tmp_path):
-    wanted = r"x cannot be written \(No space left on device\): it takes 12 MB, .* free; make room, then start again"
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), Exception("in Rust: full (os error 28)")])
+def test_a_full_disk_is_told_with_the_size_and_what_there_is_to_go_on_from(tmp_path, error):
+    wanted = (
+        r"x cannot be written \(No space left on device; it takes 12 MB, .* are free\): make room, then start again: n"
+    )
     with pytest.raises(CannotWrite, match=wanted), writing(tmp_path, tmp_path / "x", 12_000_000):
-        raise OSError(28, "No space left on device")
+        raise error
     make(tmp_path, f"checkpoint-5/{STATE}")
-    with pytest.raises(CannotWrite, match=r"with --resume: .*checkpoint-5 is whole"), writing(tmp_path, "x", 1):
-        raise OSError(28, "No space left on device")
+    with pytest.raises(CannotWrite, match=r"make room, then go on with --resume: .*checkpoint-5 is whole"):
+        with writing(tmp_path, "x", 1):
+            raise error
+
+
+def test_other_errors_are_no_full_disk(tmp_path):
+    with pytest.raises(CannotWrite, match=r"standard output cannot be written \(Broken pipe\): start again"):
+        with writing(tmp_path, "standard output", 1):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(ValueError, match="a mistake of ours"), writing(tmp_path, "x", 1):
+        raise ValueError("a mistake of ours")
+
+
+RECORD = {"arguments": {}, "data": {}, "versions": {}}
+
+
+def test_a_run_is_begun_and_finished(tmp_path):
+    assert earlier_record(tmp_path) is None
+    make(tmp_path, "notes.txt", FINISHED, f"checkpoint-5/{STATE}", ".checkpoint-7.00.tmp/x")
+    begin(tmp_path, RECORD, earlier=None, checkpoint=None, limit=None)
+    assert names(tmp_path) == {"notes.txt", STARTED}
+    assert earlier_record(tmp_path) == RECORD and not is_finished(earlier_record(tmp_path))
+
+    make(tmp_path, f"checkpoint-5/{STATE}", f"checkpoint-10/{STATE}", "log.jsonl", ".run.json.00.tmp")
+    begin(tmp_path, {}, RECORD, tmp_path / "checkpoint-10", limit=1)  # killed before it could forget the older one
+    assert names(tmp_path) == {"notes.txt", STARTED, "checkpoint-10", "log.jsonl"}
+    finish(tmp_path, {"end": "now"})
+    assert names(tmp_path) == {"notes.txt", FINISHED, "checkpoint-10", "log.jsonl"} and not list(tmp_path.rglob(STATE))
+    assert earlier_record(tmp_path) == RECORD | {"end": "now"} and is_finished(earlier_record(tmp_path))
+
+
+def test_a_run_is_begun_again_where_it_has_no_checkpoint(tmp_path):
+    make(tmp_path, "checkpoint-best/x", "log.jsonl", "config.json", "model.safetensors")
+    write_text(tmp_path / STARTED, json.dumps(RECORD))
+    begin(tmp_path, {}, RECORD, checkpoint=None, limit=None)
+    assert names(tmp_path) == {STARTED} and earlier_record(tmp_path) == RECORD
+
+
+def test_of_a_folder_that_is_half_cleared_no_run_is_finished(tmp_path, monkeypatch):
+    make(tmp_path, FINISHED, STARTED, f"checkpoint-5/{STATE}", "config.json", "log.jsonl")
+    removed = []
+    monkeypatch.setattr(run_folder, "remove_folder", lambda path: removed.append(path.name))
+    monkeypatch.setattr(Path, "unlink", lambda path: removed.append(path.name))
+    clear(tmp_path)
+    assert removed[0] == FINISHED and removed[1] == "checkpoint-5" and removed[-1] == STARTED
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arguments": 1, "data": {}, "versions": {}}'])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / STARTED).write_text(text)
+    with pytest.raises(ValueError, match=r"unfinished_run\.json is no record of a run"):
+        earlier_record(tmp_path)

@@ -8,6 +8,8 @@ import pytest
 
 from bert_of_theseus.stopping import Stop, Stopped
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_process_at_once_or_when_it_asks(number, capfd):
@@ -27,8 +29,7 @@ def test_a_signal_ends_the_process_at_once_or_when_it_asks(number, capfd):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_signal_ends_the_process_whatever_it_is_at():
-    code = """
+SECOND = """
 import os, signal, sys
 from bert_of_theseus.stopping import Stop
 stop = Stop()
@@ -37,8 +38,20 @@ with stop.listening(), stop.when_asked():
         os.kill(os.getpid(), signal.SIGTERM)
         print("still here", flush=True)
         os.kill(os.getpid(), signal.SIGINT)
+        print("and here", flush=True)
+        stop.heard -= 3
+        os.kill(os.getpid(), signal.SIGINT)
     finally:
         print("not here")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+
+
+def test_a_second_signal_ends_the_process_whatever_it_is_at():
+    done = subprocess.run([sys.executable, "-c", SECOND], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "still here\n")
+
+
+def test_a_signal_that_torchrun_passes_on_as_well_is_not_taken_for_a_second_one():
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", SECOND], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "still here\nand here\n")
