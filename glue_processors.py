@@ -113,8 +113,9 @@ def read_examples(task: Task, data_dir: str | Path, split: str) -> Examples:
     are parted by tabs, without quoting.
 
     Raises:
-        GlueDataError: no such file, not UTF-8, no rows, a row with a missing column, of more than `MAX_LINE` bytes
-            or with a NUL, or a label that is not the task's; with file, line and what was expected.
+        GlueDataError: no such file or none that can be read, not UTF-8, no rows, a row with a missing column, of more
+            than `MAX_LINE` bytes or with a NUL, or a label that is not the task's; with file, line and what was
+            expected.
     """
     file_name = getattr(task, split)
     if file_name is None:
@@ -170,24 +171,32 @@ def _lines(path: Path, digest) -> Iterator[tuple[int, str]]:
     """(number, text) of each line, without its end, `digest` fed with all bytes; errors as `read_examples` has them."""
     if not path.is_file():  # a FIFO would never end
         raise GlueDataError(f"{path} is not a file")
-    with open(path, "rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE + 1)
-            if not line:
-                return
-            digest.update(line)
-            if len(line) > MAX_LINE:
-                raise GlueDataError(f"{path}:{number}: more than {MAX_LINE:,} bytes; rows should end at a line feed")
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{line[error.start]:02x}"
-                raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
-            if "\0" in text:
-                raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
-            yield number, text.removesuffix("\n").removesuffix("\r")
+    try:
+        with open(path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE + 1)
+                if not line:
+                    return
+                digest.update(line)
+                yield number, _text(path, number, line)
+    except OSError as error:
+        raise GlueDataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _text(path: Path, number: int, line: bytes) -> str:
+    """The text of a file's line, without its end."""
+    if len(line) > MAX_LINE:
+        raise GlueDataError(f"{path}:{number}: more than {MAX_LINE:,} bytes; rows should end at a line feed")
+    if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x}"
+        raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
+    if "\0" in text:
+        raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _label_id(task: Task, text: str) -> float:
