@@ -2,28 +2,34 @@
 
 import codecs
 import hashlib
+import io
+import json
+import logging
+import math
 import os
+import re
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import predict_glue
 import pytest
-from fuzzing import CHANGES, bounded, changed, for_each, how_many
+import summarize
+import torch
+from conftest import save_bert, save_roberta
+from fuzzing import CHANGES, bounded, changed, changed_header, changed_json, changed_member, edits, for_each, how_many
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from glue_processors import MAX_LINE, TASKS, GlueDataError, Task, read_examples
+import run_glue
+from bert_of_theseus.classifier import UserError, load_model, predict
+from glue_processors import MAX_LINE, TASKS, Features, GlueDataError, Task, read_examples
 
 # ------------------------------------------------------------------------------------------ TSV files
 
-SENTENCES = [
-    "A film.",
-    "",
-    'He said "no"',
-    "naïve café",
-    "日本語 🎬",
-    "x " * 30,
-    "tab-free \\t",
-    "\u2028 odd \x0b ends\x85",
-]
+SENTENCES = ["A film.", "", 'He said "no"', "naïve café", "日本語 🎬", "x " * 30, "\\t", "\u2028 odd \x0b ends\x85"]
 TSV_TASKS = ["mrpc", "cola", "sts-b", "qqp", "mnli", "rte"]
 
 
@@ -118,7 +124,7 @@ TSV_FILES = st.tuples(
 )
 
 
-@how_many(100, 4000)
+@how_many(100, 10000)
 def test_a_mutated_tsv_file_is_read_as_the_simplest_reading_has_it_or_refused_with_its_line(n, tmp_path):
     def check(example) -> str:
         name, split, whole, changes = example
@@ -199,3 +205,281 @@ def test_what_is_no_file_that_can_be_read_is_refused_with_its_name(make, reason,
     with bounded(seconds=5, megabytes=20), pytest.raises(GlueDataError) as refused:
         read_examples(TASKS["cola"], tmp_path, "train")
     assert str(refused.value).startswith(f"{tmp_path}/train.tsv") and reason in str(refused.value)
+
+
+# ----------------------------------------------------------------------------------------- command lines
+
+WORDS = ["0", "1", "-1", "4", "0.3", "1e-5", "20.0", "1e999", "-1e999", "nan", "inf", "-inf", "-0", "1e-400", "0x10"]
+WORDS += [
+    "1_000",
+    "٣",
+    "9" * 30,
+    "9" * 5000,
+    "4294967296",
+    "1000000000000001",
+    "",
+    " ",
+    "\n",
+    "a\nb",
+    "\u2028",
+    "\udcff",
+]
+WORDS += ["none", "linear", "mrpc", "MNLI", "ax", "STSB", "best", "%s", "{}", "--", "-", "--do", "=", "None", "../x"]
+SOUND = st.sampled_from(["0", "1", "4", "0.3", "20"])
+VALUES = SOUND | st.sampled_from(WORDS) | st.integers().map(str) | st.floats().map(str) | st.text(max_size=6)
+
+
+def flags_of(parse_args) -> list[str]:
+    """The flags that `--help` names."""
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        parse_args(["--help"])
+    return sorted(set(re.findall(r"--[a-z]\w+", printed.getvalue())) - {"--help"})
+
+
+def command_lines(parse_args, *bases: list[str]) -> st.SearchStrategy:
+    """Lists of arguments: often of what is sound, and of all flags with all kinds of values, or without one."""
+    flag = st.sampled_from(flags_of(parse_args))
+    pair = st.tuples(flag, VALUES)
+    some = pair.map(list) | pair.map(lambda both: ["=".join(both)]) | (flag | VALUES).map(lambda one: [one])
+    more = st.lists(pair.map(list) | some, max_size=3)
+    return st.tuples(st.sampled_from([*bases * 3, []]), more).map(lambda parts: [*parts[0], *chain(*parts[1])])
+
+
+def parsed(parse_args, argv: list[str]):
+    """The Namespace; None where the command line is refused in one line, or help was asked for."""
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as errors:
+        try:
+            return parse_args(argv)
+        except SystemExit as end:
+            if end.code == 0:
+                assert "-h" in " ".join(argv) and printed.getvalue().startswith("usage")
+                return None
+            assert end.code == 2
+    (line,) = errors.getvalue().splitlines()
+    assert re.match(r"\w+\.py: error: .", line)
+    return None
+
+
+WHERE = ["--task_name", "mrpc", "--model_name_or_path", "m", "--data_dir", "d", "--output_dir", "o"]
+AT_LEAST_0 = "scheduler_linear_k steps_for_replacing learning_rate warmup_steps weight_decay adam_epsilon seed "
+AT_LEAST_0 += "logging_steps save_steps"
+AT_LEAST_1 = "per_gpu_train_batch_size per_gpu_eval_batch_size gradient_accumulation_steps"
+WHOLE_NUMBERS = "steps_for_replacing warmup_steps seed logging_steps save_steps max_steps max_seq_length local_rank "
+WHOLE_NUMBERS += AT_LEAST_1
+
+
+@how_many(300, 10000)
+def test_a_command_line_of_run_glue_is_refused_in_one_line_or_holds_what_its_flags_promise(n, caplog):
+    caplog.set_level(logging.ERROR)
+    sound = (
+        [*WHERE, "--do_train", "--do_eval", "--replacing_rate", "0.3"],
+        [*WHERE, "--do_train"],
+        [*WHERE, "--do_eval"],
+    )
+
+    def check(argv: list[str]) -> str:
+        args = parsed(run_glue.parse_args, argv)
+        if args is None:
+            return "refused"
+        values = vars(args)
+        numbers = [value for value in values.values() if isinstance(value, float)]
+        assert all(math.isfinite(value) for value in numbers)
+        assert all(type(values[name]) is int for name in WHOLE_NUMBERS.split())
+        for bound, names in ((0, AT_LEAST_0), (1, AT_LEAST_1), (-1, "max_steps"), (4, "max_seq_length")):
+            assert all(bound <= values[name] <= 10**15 for name in names.split())
+        for name in ("scc_n_layer", "save_total_limit"):
+            assert values[name] is None or 1 <= values[name] <= 10**15
+        assert args.num_train_epochs > 0 and args.max_grad_norm > 0 and args.seed < 2**32
+        assert args.replacing_rate is None or 0 < args.replacing_rate <= 1
+        assert args.scheduler_type in ("none", "linear") and TASKS[args.task_name].metrics
+        assert args.do_train or args.do_eval
+        json.dumps(values)
+        run_glue.warn_about(args)
+        for n_rows in (1, 48, 400_000):
+            try:
+                an_epoch, n_steps = run_glue.count_steps(args, n_rows)
+                assert an_epoch >= 1 and n_steps >= 1 and type(n_steps) is int
+                assert args.max_steps < 1 or n_steps == args.max_steps
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1 and args.gradient_accumulation_steps > 1
+        return "accepted"
+
+    outcomes = for_each(n, command_lines(run_glue.parse_args, *sound), check)
+    assert min(outcomes["accepted"], outcomes["refused"]) > n / 20
+
+
+@pytest.mark.parametrize("script", [predict_glue, summarize])
+@how_many(100, 5000)
+def test_a_command_line_of_another_script_is_refused_in_one_line_or_taken(n, script):
+    sound = [[*WHERE], ["--runs_dir", "r", "--data_dir", "d", "--output_dir", "o"], ["--check", "x.zip"]]
+    if script is summarize:
+        sound = [["runs"]]
+
+    def check(argv: list[str]) -> str:
+        args = parsed(script.parse_args, argv)
+        if args is None:
+            return "refused"
+        if script is predict_glue:
+            assert args.check or args.output_dir is not None
+            assert args.task_name is None or args.task_name in TASKS
+            assert 1 <= args.per_gpu_eval_batch_size <= 10**15
+            assert args.max_seq_length is None or 4 <= args.max_seq_length <= 10**15
+        return "accepted"
+
+    outcomes = for_each(n, command_lines(script.parse_args, *sound), check)
+    assert min(outcomes["accepted"], outcomes["refused"]) > n / 20
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+LABELS = TASKS["mrpc"].labels
+CONFIG_KEYS = "num_labels _num_labels id2label label2id problem_type auto_map quantization_config torch_dtype dtype "
+CONFIG_KEYS += "attn_implementation _attn_implementation pruned_heads return_dict output_attentions hidden_act "
+CONFIG_KEYS += "output_hidden_states chunk_size_feed_forward text_config architectures tie_word_embeddings model_type "
+CONFIG_KEYS += "is_encoder_decoder is_decoder num_hidden_layers hidden_size vocab_size position_embedding_type "
+CONFIG_KEYS += "gradient_checkpointing attribute_map layer_norm_eps max_position_embeddings type_vocab_size"
+CONFIG_VALUES = ["gelu", "bert", "roberta", "distilbert", "gpt2", "albert", "t5", "modernbert", "eager", "NoSuchModel"]
+TOKENIZER_KEYS = (
+    "model_max_length tokenizer_class auto_map pad_token unk_token cls_token do_lower_case truncation_side "
+)
+TOKENIZER_KEYS += "added_tokens_decoder extra_special_tokens model_input_names type truncation padding "
+TOKENIZER_KEYS += "normalizer id"
+TOKENIZER_VALUES = [
+    "left",
+    "BertTokenizer",
+    "GPT2Tokenizer",
+    "PreTrainedTokenizerFast",
+    "[PAD]",
+    "[CLS]",
+    "good",
+    "BPE",
+]
+TOKENIZER_VALUES += [
+    {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////9hYmM="},  # which points beyond its end
+    {"type": "FixedLength", "length": 0},
+    {"type": "Replace", "pattern": {"Regex": "(("}, "content": "x"},
+    {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
+    {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 9},
+]
+TENSOR_VALUES = ["F16", "F64", "I64", "BOOL", "F8_E4M3", [10**9, 10**9], [32, 32], [0, 10**12], [0, 0], [31, -32]]
+
+EDITED = {
+    "config.json": edits(*CONFIG_KEYS.split(), values=CONFIG_VALUES),
+    "tokenizer.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
+    "tokenizer_config.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
+    "special_tokens_map.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
+    "model.safetensors": edits("__metadata__", values=TENSOR_VALUES),
+}
+MUTATED_FILES = [(name, "its JSON") for name in EDITED] + [(name, "its bytes") for name in [*EDITED, "vocab.txt"]]
+MUTATED_FILES += [("pytorch_model.bin", how) for how in ("its bytes", "its pickle", "of the old format")]
+
+
+def save_tokenizer_as_it_is(folder: Path) -> None:
+    """Say that tokenizer.json holds all of the tokenizer: of a BERT's transformers takes the vocabulary alone."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def save_pickled(folder: Path, **options) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", **options)
+    (folder / "model.safetensors").unlink()
+
+
+def is_refused(load) -> bool:
+    """Whether the call ends in a UserError, which must be one line and not of memory that is not there."""
+    try:
+        load()
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+        assert "allocat" not in str(error)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("name", "how"), MUTATED_FILES)
+@how_many(15, 2000)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_with_a_mutated_file_is_loaded_and_works_or_is_refused(n, name, how, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    folder = save_bert(tmp_path / "model", n_layer=2)
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+    (folder / "special_tokens_map.json").write_text(json.dumps(roles))
+    if name == "tokenizer.json":
+        save_tokenizer_as_it_is(folder)
+    if name == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    if name == "pytorch_model.bin":
+        save_pickled(folder, _use_new_zipfile_serialization=how != "of the old format")
+    path, inputs = folder / name, CHANGES
+    whole = path.read_bytes()
+    change = changed
+    if how == "its JSON":
+        inputs, change = EDITED[name], changed_header if name == "model.safetensors" else changed_json
+    elif how == "its pickle":
+
+        def change(data, changes):
+            return changed_member(data, "data.pkl", lambda pickled: changed(pickled, changes))
+
+    features = Features(np.array([2, 5, 6, 3, 2, 7, 3]), np.array([4, 3]), np.zeros(7, np.int8))
+
+    def check(changes) -> str:
+        path.write_bytes(change(whole, changes))
+
+        def load():
+            loaded = load_model(str(folder), LABELS, max_seq_length=16)
+            assert predict(loaded.model, features, 2, 0).shape == (2, 2)
+            ids = loaded.tokenizer("good films", "bad cat")["input_ids"]
+            assert max(ids) < loaded.model.get_input_embeddings().num_embeddings
+
+        return "refused" if is_refused(load) else "loaded"
+
+    outcomes = for_each(n, inputs, check)
+    assert outcomes["refused"] and outcomes["loaded"]
+
+
+HUGE = [10**6, 10**9, 10**12, 10**18, 10**30]
+COUNTS = [
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "num_labels",
+]
+
+
+@pytest.mark.parametrize("key", COUNTS)
+@pytest.mark.parametrize("save", [save_bert, save_roberta])
+def test_a_config_that_counts_beyond_its_weights_is_refused_before_memory_or_time_are_spent(key, save, tmp_path):
+    folder = save(tmp_path, n_layer=2)
+    config = json.loads((folder / "config.json").read_text())
+    for value in HUGE:
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        with bounded(seconds=5, megabytes=100):
+            assert is_refused(lambda: load_model(str(folder), LABELS, max_seq_length=16)), value
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**5, "9" * 10**6, "", "\0", "null", "[]", '"x"', "\ufeff{}"])
+def test_json_that_is_deep_long_or_no_table_is_no_trouble(name, text, tmp_path):
+    folder = save_bert(tmp_path, n_layer=2)
+    (folder / name).write_text(text)
+    with bounded(seconds=5, megabytes=200):
+        refused = is_refused(lambda: load_model(str(folder), LABELS, max_seq_length=16))
+    assert refused or name != "config.json"
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "version", "0"])
+def test_weights_that_would_unpack_to_a_thousand_times_their_size_are_refused(member, tmp_path):
+    folder = save_bert(tmp_path, n_layer=2)
+    save_pickled(folder)
+    path = folder / "pytorch_model.bin"
+    target = io.BytesIO()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            bomb = bytes(5 * 10**8) if Path(name).name == member else b""
+            archive.writestr(name, source.read(name) + bomb, zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED)
+    path.write_bytes(target.getvalue())
+    with bounded(seconds=5, megabytes=100), pytest.raises(UserError, match=r"pytorch_model.bin would unpack to 5"):
+        load_model(str(folder), LABELS, max_seq_length=16)
