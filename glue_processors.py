@@ -351,7 +351,7 @@ def cached_features(
     name = f"cached_{split}_{task.name}_{max_seq_length}_{key[:16]}.npz"
     paths = [Path(folder) / name for folder in folders]
     for path in paths if not overwrite else []:
-        features = _read_cache(path, key)
+        features = _read_cache(path, key, examples, tokenizer, max_seq_length, token_type_ids)
         if features is not None:
             return features
     features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
@@ -365,18 +365,36 @@ def cached_features(
     return features
 
 
-def _read_cache(path: Path, key: str) -> Features | None:
+def _read_cache(path: Path, key: str, examples, tokenizer, max_seq_length, token_type_ids) -> Features | None:
     """The features in a cache file, or None where it is missing, damaged or another key's."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > path.stat().st_size:
+                raise ValueError("it would unpack to more than it has")
             if str(arrays["key"]) != key:
                 return None
-            return Features(*(arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")))
+            found = [arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")]
+            if not _fit(*found, examples, max(tokenizer.get_vocab().values()), max_seq_length, token_type_ids):
+                raise ValueError("its arrays are not of these rows")
+            return Features(*found)
     except OSError:
         return None
     except Exception as error:  # whatever a damaged archive makes numpy and zipfile raise
         logger.warning("%s is damaged (%s) and is made anew", path, error)
         return None
+
+
+def _fit(input_ids, lengths, types, labels, examples, last_id, max_seq_length, token_type_ids) -> bool:
+    """Whether arrays can be those that `tokenize` makes of the examples."""
+    sound = lengths.shape == (len(examples.first),) and lengths.dtype == np.int64
+    sound = sound and 1 <= lengths.min() and lengths.max() <= max_seq_length
+    sound = sound and input_ids.shape == (lengths.sum(),) and input_ids.dtype == np.int32
+    sound = sound and 0 <= input_ids.min() and input_ids.max() <= last_id
+    if sound and token_type_ids:
+        sound = types.shape == input_ids.shape and types.dtype == np.int8 and types.min() >= 0
+    if sound and examples.labels is not None:
+        sound = labels.dtype == examples.labels.dtype and np.array_equal(labels, examples.labels)
+    return sound and token_type_ids == (types is not None) and (labels is None) == (examples.labels is None)
 
 
 def _write_cache(path: Path, key: str, features: Features) -> None:

@@ -463,17 +463,26 @@ def read_state(args, task: Task, checkpoint: Path) -> tuple[Progress, tuple]:
         tensors, figures = training_state.read(checkpoint / run_folder.STATE)
         for name, kind in (("step", int), ("evaluated", bool), ("seconds", float)):
             setattr(progress, name, kind(figures[name]))
+        if progress.step != run_folder.step_of(checkpoint):
+            raise ValueError(f"of step {progress.step}")
         for name in ("last", "predecessor"):
-            setattr(progress, name, figures[name] and Score(**figures[name]))
-        progress.resumed = [*figures["resumed"], progress.step]
+            setattr(progress, name, figures[name] and make_score(task, **figures[name]))
+        progress.resumed = [*map(int, figures["resumed"]), progress.step]
         figures["log"] = {str(name): int(n_bytes) for name, n_bytes in figures["log"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        best = read_results(checkpoint.parent / "checkpoint-best")
+        if best and args.evaluate_during_training:  # of a later step, perhaps, than this one: what the folder holds
+            progress.best_step = int(best.pop("step"))
+            progress.best = make_score(task, best, best[main_key(task)], figures["best_seconds"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise state_error(checkpoint, error) from error
-    best = read_results(checkpoint.parent / "checkpoint-best")
-    if best and args.evaluate_during_training:  # of a later step, perhaps, than this one: it is what the folder holds
-        progress.best_step = int(best.pop("step"))
-        progress.best = Score(best, best[main_key(task)], figures["best_seconds"])
     return progress, (tensors, figures)
+
+
+def make_score(task: Task, metrics: dict, main: float, seconds: float) -> Score:
+    """A score as it was saved; some error where it is none of the task's."""
+    names = task.dev_tasks or (task.name,)
+    keys = [f"{name}/{key}" if len(names) > 1 else key for name in names for key in TASKS[name].metrics]
+    return Score({key: float(metrics[key]) for key in keys}, float(main), float(seconds))
 
 
 def restore_state(args, task, checkpoint: Path, loaded: Loaded, parts, progress: Progress, state: tuple) -> None:

@@ -153,12 +153,14 @@ def load_model(
         model.config.id2label = {output: label for label, output in zip(labels, order, strict=True)}
         model.config.label2id = dict(zip(labels, order, strict=True))
     tokenizer = load_tokenizer(tokenizer_name or path, cache_dir, do_lower_case)
-    if tokenizer.pad_token is None:  # as published decoders have it
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-    if model.config.pad_token_id is None:  # by which a decoder's head finds the last token of a row
-        model.config.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.pad_token_id is None:
+    with refusing(f"{tokenizer_name or path}: no token to pad rows with could be found"):
+        if tokenizer.pad_token is None:  # as published decoders have it
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+            model.config.pad_token_id = tokenizer.pad_token_id
+        if model.config.pad_token_id is None:  # by which a decoder's head finds the last token of a row
+            model.config.pad_token_id = tokenizer.pad_token_id
+        pad_token_id = tokenizer.pad_token_id
+    if pad_token_id is None:
         raise UserError(f"{tokenizer_name or path}: the tokenizer has no token to pad rows with")
     longest = min(tokenizer.model_max_length, positions(model) or max_seq_length)
     if max_seq_length > longest:

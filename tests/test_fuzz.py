@@ -1,6 +1,7 @@
 """Damaged and odd input of every kind is read right or refused in one line, in bounded time and memory."""
 
 import codecs
+import copy
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import chain
@@ -18,14 +20,39 @@ import predict_glue
 import pytest
 import summarize
 import torch
-from conftest import save_bert, save_roberta
-from fuzzing import CHANGES, bounded, changed, changed_header, changed_json, changed_member, edits, for_each, how_many
+from conftest import save_bert, save_roberta, write_glue
+from fuzzing import (
+    CHANGES,
+    bounded,
+    changed,
+    changed_header,
+    changed_json,
+    changed_member,
+    edited,
+    edits,
+    for_each,
+    how_many,
+)
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_resume import stopped_run
+from test_run_glue import arguments
 
 import run_glue
+from bert_of_theseus import compress, run_folder, training_state
 from bert_of_theseus.classifier import UserError, load_model, predict
-from glue_processors import MAX_LINE, TASKS, Features, GlueDataError, Task, read_examples
+from bert_of_theseus.training import Losses, train_step
+from glue_processors import (
+    MAX_LINE,
+    TASKS,
+    Examples,
+    Features,
+    GlueDataError,
+    Task,
+    cached_features,
+    read_examples,
+    tokenize,
+)
 
 # ------------------------------------------------------------------------------------------ TSV files
 
@@ -483,3 +510,121 @@ def test_weights_that_would_unpack_to_a_thousand_times_their_size_are_refused(me
     path.write_bytes(target.getvalue())
     with bounded(seconds=5, megabytes=100), pytest.raises(UserError, match=r"pytorch_model.bin would unpack to 5"):
         load_model(str(folder), LABELS, max_seq_length=16)
+
+
+# --------------------------------------------------------------------------------- states of unfinished runs
+
+
+STATE_KEYS = "step seconds last_epoch lr betas steps with_gradient losses log metrics main params fused x"
+STATE_VALUES = ["F64", "I64", "U8", [0, 0], [1], {"metrics": {}, "main": 0.5, "seconds": 1.0}, [10**9]]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory) -> tuple:
+    """(arguments, checkpoint) of a compression that was stopped after its third step, one after an evaluation."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    model, data = save_bert(folder / "model", n_layer=2), write_glue(folder / "MRPC", "mrpc", n_train=32, n_dev=8)
+    flags = "--do_train --do_eval --evaluate_during_training --max_steps 6 --logging_steps 2 --save_steps 0 "
+    flags += "--replacing_rate 0.9 --scheduler_type linear --scheduler_linear_k 0.01"
+    argv = arguments("mrpc", model, data, folder / "run", *flags.split())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stopped_run(3, monkeypatch, *argv)
+    return run_glue.parse_args(argv), folder / "run" / "checkpoint-3-stopped"
+
+
+@pytest.mark.parametrize("how", ["its JSON", "its header", "its bytes"])
+@how_many(40, 2000)
+def test_a_run_with_a_mutated_state_goes_on_or_is_refused(n, how, unfinished, tmp_path):
+    args, checkpoint = unfinished
+    folder = Path(shutil.copytree(checkpoint.parent, tmp_path / "run")) / checkpoint.name
+    path = folder / run_folder.STATE
+    whole = path.read_bytes()
+    task, predecessor = TASKS["mrpc"], load_model(args.model_name_or_path, LABELS, max_seq_length=16)
+    ids = torch.randint(5, 30, (4, 8))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(4) % 2}
+
+    def change(data: bytes, changes) -> bytes:
+        if how == "its bytes":
+            return changed(data, changes)
+        if how == "its header":
+            return changed_header(data, changes)
+        tensors, figures = training_state.read(checkpoint / run_folder.STATE)
+        training_state.write(path, tensors, edited(figures, changes))
+        return path.read_bytes()
+
+    def check(changes) -> str:
+        path.write_bytes(change(whole, changes))
+        try:
+            progress, state = run_glue.read_state(args, task, folder)
+        except UserError as error:
+            assert str(error).startswith(f"{folder}: the run cannot go on") and len(str(error).splitlines()) == 1
+            return "refused"
+        model = copy.deepcopy(predecessor.model)
+        parts = run_glue.make_parts(args, model, compress(model, 1), 6)
+        try:
+            losses = Losses(training_state.restore(parts, *state))
+        except ValueError as error:
+            assert str(error).startswith("not this run's state")
+            return "refused"
+        losses.mean()
+        step = train_step(model, parts.layers, [[(batch, 1.0)]], parts.optimizer, parts.schedulers, 1.0, parts.scaler)
+        assert step is None or step.shape == ()
+        json.dumps(progress.figures() | {"resumed": progress.resumed})
+        scores = [score for score in (progress.predecessor, progress.last, progress.best) if score]
+        run_glue.compare([("one", score, 1) for score in scores], "acc_and_f1")
+        assert progress.step == 3 and state[1]["log"].items()
+        return "goes on"
+
+    outcomes = for_each(n, edits(*STATE_KEYS.split(), values=STATE_VALUES) if how != "its bytes" else CHANGES, check)
+    assert outcomes["refused"] and outcomes["goes on"]
+
+
+# ------------------------------------------------------------------------------------- caches of features
+
+
+SIZES = [0, 1, 2, 7, 8, 9, 88, 10**5]
+ARRAYS = st.none() | st.builds(
+    lambda shape, kind, value: np.full(shape, value).astype(kind),
+    st.sampled_from([(), *((size,) for size in SIZES), (8, 11), (1, 8)]),
+    st.sampled_from(["int8", "int32", "int64", "float32", "float64", "bool", "S3", "U2"]),
+    st.sampled_from([-1, 0, 1, 11, 120]),
+)
+
+
+@how_many(100, 2000)
+@pytest.mark.parametrize("how", ["its bytes", "its arrays"])
+def test_a_mutated_cache_is_made_anew(n, how, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    tokenizer = load_model(str(save_bert(tmp_path / "model", n_layer=2)), LABELS, max_seq_length=16).tokenizer
+    examples = Examples(["good film", "a"] * 4, ["the cat is bad", "dog"] * 4, np.arange(8) % 2, "sha256")
+    expected = tokenize(examples, tokenizer, 16, True)
+    names = ["input_ids", "lengths", "token_type_ids", "labels"]
+
+    def features():
+        return cached_features(TASKS["mrpc"], "dev", examples, tokenizer, 16, True, [tmp_path])
+
+    features()
+    (path,) = tmp_path.glob("cached_*.npz")
+    whole, key = path.read_bytes(), np.load(path)["key"]
+
+    def change(changes) -> bytes:
+        if how == "its bytes":
+            return changed(whole, changes)
+        name, array = changes
+        arrays = {name: getattr(expected, name) for name in names} | {"key": key, name: array}
+        np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        return path.read_bytes()
+
+    def check(changes) -> str:
+        damaged = change(changes)
+        path.write_bytes(damaged)
+        found = features()
+        for name in names:
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+            assert getattr(found, name).dtype == getattr(expected, name).dtype
+        return "read" if path.read_bytes() == damaged else "made anew"
+
+    outcomes = for_each(
+        n, CHANGES if how == "its bytes" else st.tuples(st.sampled_from([*names, "key"]), ARRAYS), check
+    )
+    assert outcomes["made anew"] > n / 2
