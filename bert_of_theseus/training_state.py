@@ -91,9 +91,11 @@ def restore(parts: Parts, tensors: dict[str, torch.Tensor], figures: dict) -> to
                 state.setdefault(int(number), {})[name] = value
         if any(its.keys() != MOMENTS for its in state.values()):
             raise ValueError("not all moments of a parameter are there")
-        param_groups = parts.optimizer.state_dict()["param_groups"]
-        _check_alike(figures["param_groups"], param_groups)
-        parts.optimizer.load_state_dict({"state": state, "param_groups": figures["param_groups"]})
+        groups = parts.optimizer.state_dict()["param_groups"]
+        _check_alike(figures["param_groups"], groups)
+        for group, its in zip(groups, figures["param_groups"], strict=True):
+            group["lr"] = its["lr"]  # all else is as the run's arguments say
+        parts.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for number in figures["with_gradient"]:
             parameters[number].grad = torch.zeros_like(parameters[number])
         for scheduler, its in zip(parts.schedulers, figures["schedulers"], strict=True):
