@@ -113,8 +113,9 @@ def read_examples(task: Task, data_dir: str | Path, split: str) -> Examples:
     are parted by tabs, without quoting.
 
     Raises:
-        GlueDataError: no such file, not UTF-8, no rows, a row with a missing column, of more than `MAX_LINE` bytes
-            or with a NUL, or a label that is not the task's; with file, line and what was expected.
+        GlueDataError: no such file or none that can be read, not UTF-8, no rows, a row with a missing column, of more
+            than `MAX_LINE` bytes or with a NUL, or a label that is not the task's; with file, line and what was
+            expected.
     """
     file_name = getattr(task, split)
     if file_name is None:
@@ -170,24 +171,32 @@ def _lines(path: Path, digest) -> Iterator[tuple[int, str]]:
     """(number, text) of each line, without its end, `digest` fed with all bytes; errors as `read_examples` has them."""
     if not path.is_file():  # a FIFO would never end
         raise GlueDataError(f"{path} is not a file")
-    with open(path, "rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_LINE + 1)
-            if not line:
-                return
-            digest.update(line)
-            if len(line) > MAX_LINE:
-                raise GlueDataError(f"{path}:{number}: more than {MAX_LINE:,} bytes; rows should end at a line feed")
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{line[error.start]:02x}"
-                raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
-            if "\0" in text:
-                raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
-            yield number, text.removesuffix("\n").removesuffix("\r")
+    try:
+        with open(path, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE + 1)
+                if not line:
+                    return
+                digest.update(line)
+                yield number, _text(path, number, line)
+    except OSError as error:
+        raise GlueDataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _text(path: Path, number: int, line: bytes) -> str:
+    """The text of a file's line, without its end."""
+    if len(line) > MAX_LINE:
+        raise GlueDataError(f"{path}:{number}: more than {MAX_LINE:,} bytes; rows should end at a line feed")
+    if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x}"
+        raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
+    if "\0" in text:
+        raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _label_id(task: Task, text: str) -> float:
@@ -263,18 +272,19 @@ class Features:
 
 def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids: bool) -> Features:
     """Features by the fast tokenizer, which stays as it is, cut to `max_seq_length` tokens, longest sentence first."""
-    backend = tokenizer.backend_tokenizer
-    truncation, padding = backend.truncation, backend.padding
+    from bert_of_theseus.classifier import as_it_was
+
     input_ids, types, lengths = [], [], []
     for chunk in _chunks(examples):
-        encoded = tokenizer(
-            examples.first[chunk],
-            examples.second[chunk] if examples.second else None,
-            truncation=True,
-            max_length=max_seq_length,
-            return_token_type_ids=token_type_ids,
-            return_attention_mask=False,
-        )
+        with as_it_was(tokenizer):
+            encoded = tokenizer(
+                examples.first[chunk],
+                examples.second[chunk] if examples.second else None,
+                truncation=True,
+                max_length=max_seq_length,
+                return_token_type_ids=token_type_ids,
+                return_attention_mask=False,
+            )
         # Of an empty text nothing is left where the tokenizer adds no tokens of its own.
         ids = [row or [tokenizer.pad_token_id] for row in encoded["input_ids"]]
         lengths += map(len, ids)
@@ -282,9 +292,6 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
         if token_type_ids:
             rows = (row or [0] for row in encoded["token_type_ids"])
             types.append(np.fromiter(itertools.chain.from_iterable(rows), np.int8))
-    # What the calls have set would be saved with the tokenizer, but by runs that find their features in the cache.
-    backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
-    backend.enable_padding(**padding) if padding else backend.no_padding()
     return Features(
         np.concatenate(input_ids),
         np.array(lengths, dtype=np.int64),
@@ -342,7 +349,7 @@ def cached_features(
     name = f"cached_{split}_{task.name}_{max_seq_length}_{key[:16]}.npz"
     paths = [Path(folder) / name for folder in folders]
     for path in paths if not overwrite else []:
-        features = _read_cache(path, key)
+        features = _read_cache(path, key, examples, tokenizer, max_seq_length, token_type_ids)
         if features is not None:
             return features
     features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
@@ -356,18 +363,36 @@ def cached_features(
     return features
 
 
-def _read_cache(path: Path, key: str) -> Features | None:
+def _read_cache(path: Path, key: str, examples, tokenizer, max_seq_length, token_type_ids) -> Features | None:
     """The features in a cache file, or None where it is missing, damaged or another key's."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > path.stat().st_size:
+                raise ValueError("it would unpack to more than it has")
             if str(arrays["key"]) != key:
                 return None
-            return Features(*(arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")))
+            found = [arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")]
+            if not _fit(*found, examples, max(tokenizer.get_vocab().values()), max_seq_length, token_type_ids):
+                raise ValueError("its arrays are not of these rows")
+            return Features(*found)
     except OSError:
         return None
     except Exception as error:  # whatever a damaged archive makes numpy and zipfile raise
         logger.warning("%s is damaged (%s) and is made anew", path, error)
         return None
+
+
+def _fit(input_ids, lengths, types, labels, examples, last_id, max_seq_length, token_type_ids) -> bool:
+    """Whether arrays can be those that `tokenize` makes of the examples."""
+    sound = lengths.shape == (len(examples.first),) and lengths.dtype == np.int64
+    sound = sound and 1 <= lengths.min() and lengths.max() <= max_seq_length
+    sound = sound and input_ids.shape == (lengths.sum(),) and input_ids.dtype == np.int32
+    sound = sound and 0 <= input_ids.min() and input_ids.max() <= last_id
+    if sound and token_type_ids:
+        sound = types.shape == input_ids.shape and types.dtype == np.int8 and types.min() >= 0
+    if sound and examples.labels is not None:
+        sound = labels.dtype == examples.labels.dtype and np.array_equal(labels, examples.labels)
+    return sound and token_type_ids == (types is not None) and (labels is None) == (examples.labels is None)
 
 
 def _write_cache(path: Path, key: str, features: Features) -> None:

@@ -462,29 +462,34 @@ def save_checkpoint(args, task, loaded, parts, log: RunLog, progress: Progress, 
         run_folder.forget_older(output_dir, folder, args.save_total_limit)
 
 
-def read_state(args, task: Task, checkpoint: Path, record: dict) -> tuple[Progress, tuple]:
-    """How far the run had come at `checkpoint`, and what `restore_state` needs; UserError where it is damaged.
-
-    `record` is of this process's part of the run.
-    """
+def read_state(args, task: Task, checkpoint: Path) -> tuple[Progress, tuple]:
+    """How far the run had come at `checkpoint`, and what `restore_state` needs; UserError where it is damaged."""
     progress = Progress()
     try:
         tensors, figures = training_state.read(checkpoint / run_folder.STATE)
         for name, kind in (("step", int), ("evaluated", bool), ("best_step", int), ("seconds", float)):
             setattr(progress, name, kind(figures[name]))
+        if progress.step != run_folder.step_of(checkpoint):
+            raise ValueError(f"of step {progress.step}")
         for name in ("last", "best", "predecessor"):
-            setattr(progress, name, figures[name] and Score(**figures[name]))
-        names = ("start", "command", "device", "versions", "git_commit")
-        progress.resumed = [*figures["resumed"], {"after_step": progress.step} | {name: record[name] for name in names}]
+            setattr(progress, name, figures[name] and make_score(task, **figures[name]))
+        progress.resumed = [dict(part) for part in figures["resumed"]]
         figures["log"] = {str(name): int(n_bytes) for name, n_bytes in figures["log"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # What the folder of the best step holds can be of a later step than the state.
+        best = read_results(checkpoint.parent / "checkpoint-best")
+        step = int(best.pop("step", progress.best_step))
+        if args.evaluate_during_training and step != progress.best_step and main_key(task) in best:
+            progress.best_step, progress.best = step, make_score(task, best, best[main_key(task)], 0.0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise state_error(checkpoint, error) from error
-    # What the folder of the best step holds can be of a later step than the state.
-    best = read_results(checkpoint.parent / "checkpoint-best")
-    step = best.pop("step", progress.best_step)
-    if args.evaluate_during_training and step != progress.best_step and main_key(task) in best:
-        progress.best_step, progress.best = int(step), Score(best, best[main_key(task)], 0.0)
     return progress, (tensors, figures)
+
+
+def make_score(task: Task, metrics: dict, main: float, seconds: float) -> Score:
+    """A score as it was saved; some error where it is none of the task's."""
+    names = task.dev_tasks or (task.name,)
+    keys = [f"{name}/{key}" if len(names) > 1 else key for name in names for key in TASKS[name].metrics]
+    return Score({key: float(metrics[key]) for key in keys}, float(main), float(seconds))
 
 
 def restore_state(args, task, checkpoint: Path, loaded: Loaded, parts, progress: Progress, state: tuple) -> None:
@@ -881,7 +886,9 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
     n_parameters, layers = count_parameters(model), None
     progress, state = Progress(), None
     if checkpoint:
-        progress, state = read_state(args, task, checkpoint, record)
+        progress, state = read_state(args, task, checkpoint)
+        names = ("start", "command", "device", "versions", "git_commit")
+        progress.resumed.append({"after_step": progress.step} | {name: record[name] for name in names})
     if scc_n_layer:
         if dev_features and progress.predecessor is None:
             progress.predecessor = score_predecessor(args, task, loaded, dev_features)

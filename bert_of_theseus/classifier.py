@@ -4,8 +4,11 @@ import functools
 import inspect
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from bert_of_theseus.distributed import add_up, n_processes, rank
 
@@ -29,7 +32,19 @@ class UserError(Exception):
     """Something that the user can put right; the message says what and how."""
 
 
-def in_short(error: Exception) -> str:
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """UserError, of `what` and why, where the block raises whatever damaged or missing files make loaders raise."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of the loaders' Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what}: {in_short(error)}") from error
+
+
+def in_short(error: BaseException) -> str:
     """The first line of what a library has to say, which can be pages."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200]
@@ -48,28 +63,38 @@ def load_config(path: str, config_name: str, cache_dir: str):
     check_folder(name)
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise UserError(f"{name} is no model: it holds no config.json")
-    try:
-        return AutoConfig.from_pretrained(name, cache_dir=cache_dir or None, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged or missing file makes the loaders raise
-        no_folder = "" if os.path.isdir(name) else "no such folder, and on the Hub "
-        raise UserError(f"{name}: {no_folder}no config could be loaded: {in_short(error)}") from error
+    cache = {"cache_dir": cache_dir or None}
+    no_folder = "" if os.path.isdir(name) else "no such folder, and on the Hub "
+    with refusing(f"{name}: {no_folder}no config could be loaded"):
+        check_counts(PretrainedConfig.get_config_dict(name, **cache)[0])
+        return AutoConfig.from_pretrained(name, **cache, trust_remote_code=False)
+
+
+def check_counts(value, name: str = "") -> None:
+    """ValueError where a config counts more layers, labels or heads than any model has: its class would list them."""
+    if isinstance(value, dict | list):
+        for inner, its in value.items() if isinstance(value, dict) else enumerate(value):
+            check_counts(its, inner if isinstance(value, dict) else name)
+    elif isinstance(value, int | float) and value > 10**5 and re.search("num_|layers?$", name):
+        raise ValueError(f"{name} is {value:,}, which is beyond all use")
 
 
 def load_tokenizer(name: str, cache_dir: str, do_lower_case: bool):
     """The fast tokenizer, made to lower-case the text if asked to."""
     check_folder(name)
     load = functools.partial(AutoTokenizer.from_pretrained, name, cache_dir=cache_dir or None, trust_remote_code=False)
-    try:
+    with refusing(f"{name}: no tokenizer could be loaded"):
         tokenizer = load()
         if do_lower_case and tokenizer.is_fast:
             if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
                 tokenizer = load(do_lower_case=True)
             else:
                 logger.warning("do_lower_case is ignored: %s is not a WordPiece tokenizer", type(tokenizer).__name__)
-    except Exception as error:  # as above
-        raise UserError(f"{name}: no tokenizer could be loaded: {in_short(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{name}: {type(tokenizer).__name__} has no fast version, which is needed here")
+    longest = tokenizer.model_max_length
+    if not (isinstance(longest, int | float) and longest > 0):
+        raise UserError(f"{name}: model_max_length in tokenizer_config.json is {str(longest)[:40]!r}, not a length")
     # Where there are no files, transformers may make a tokenizer to which every word is unknown.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(f"{name} holds no tokenizer: its vocabulary has no words; copy the tokenizer's files there")
@@ -106,10 +131,10 @@ def load_model(
     """
     num_labels = len(labels) if labels else 1
     config = load_config(path, config_name, cache_dir)
-    names = label_names(config, labels)
-    config.num_labels = num_labels
-    config.problem_type = "single_label_classification" if labels else "regression"
-    try:
+    with refusing(f"{path}: no model could be loaded"):
+        names = label_names(config, labels)
+        config.num_labels = num_labels
+        config.problem_type = "single_label_classification" if labels else "regression"
         check_extent(Path(path), config)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path,
@@ -120,8 +145,6 @@ def load_model(
             trust_remote_code=False,
             **FLOAT32,
         )
-    except Exception as error:  # as above
-        raise UserError(f"{path}: no model could be loaded: {in_short(error)}") from error
     fitting_head = check_loaded_weights(path, model, report, names, num_labels, new_head)
 
     order = label_order(labels, names) if labels and fitting_head else list(range(num_labels))
@@ -129,12 +152,14 @@ def load_model(
         model.config.id2label = {output: label for label, output in zip(labels, order, strict=True)}
         model.config.label2id = dict(zip(labels, order, strict=True))
     tokenizer = load_tokenizer(tokenizer_name or path, cache_dir, do_lower_case)
-    if tokenizer.pad_token is None:  # as published decoders have it
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-    if model.config.pad_token_id is None:  # by which a decoder's head finds the last token of a row
-        model.config.pad_token_id = tokenizer.pad_token_id
-    if tokenizer.pad_token_id is None:
+    with refusing(f"{tokenizer_name or path}: no token to pad rows with could be found"):
+        if tokenizer.pad_token is None:  # as published decoders have it
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+            model.config.pad_token_id = tokenizer.pad_token_id
+        if model.config.pad_token_id is None:  # by which a decoder's head finds the last token of a row
+            model.config.pad_token_id = tokenizer.pad_token_id
+        pad_token_id = tokenizer.pad_token_id
+    if pad_token_id is None:
         raise UserError(f"{tokenizer_name or path}: the tokenizer has no token to pad rows with")
     longest = min(tokenizer.model_max_length, positions(model) or max_seq_length)
     if max_seq_length > longest:
@@ -143,7 +168,35 @@ def load_model(
         raise UserError(
             f"{tokenizer_name or path}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds"
         )
+    with refusing(f"{path}: model and tokenizer make nothing of a sentence"):
+        check_pass(model, tokenizer, max_seq_length)
     return Loaded(model, tokenizer, order)
+
+
+def check_pass(model: torch.nn.Module, tokenizer, max_seq_length: int) -> None:
+    """Some error where text does not become logits: of what is wrong in a config much shows only in use."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= model.get_input_embeddings().num_embeddings:
+        raise ValueError(f"the tokenizer's vocabulary counts to {largest}, which the model does not embed")
+    text = "a word, \N{SNOWMAN}"  # also of what no vocabulary may have
+    options = {"truncation": True, "max_length": max_seq_length, "return_token_type_ids": takes_token_types(model)}
+    with as_it_was(tokenizer), torch.inference_mode():
+        for pair in ([text], [text, text]):
+            logits = model(**tokenizer(*pair, return_tensors="pt", **options)).logits
+            if logits.shape != (1, model.config.num_labels):
+                raise ValueError(f"logits of shape {tuple(logits.shape)} for one row")
+
+
+@contextmanager
+def as_it_was(tokenizer) -> Iterator[None]:
+    """After the block the fast tokenizer cuts and pads as before: what its calls set would be saved with it."""
+    backend = tokenizer.backend_tokenizer
+    truncation, padding = backend.truncation, backend.padding
+    try:
+        yield
+    finally:
+        backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+        backend.enable_padding(**padding) if padding else backend.no_padding()
 
 
 def check_extent(folder: Path, config) -> None:
@@ -152,6 +205,8 @@ def check_extent(folder: Path, config) -> None:
     What is missing is made anew: a damaged number would have the machine make a model without bounds.
     """
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]  # none where the model is on the Hub
+    for file in folder.glob("*.bin"):
+        check_archive(file)
     n_bytes = sum(file.stat().st_size for file in files)
     n_layer = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if files and n_layer > n_bytes // 1000:
@@ -162,6 +217,17 @@ def check_extent(folder: Path, config) -> None:
         n_parameters = sum(p.numel() for p in model.parameters())
         if n_parameters > 10**7 + 4 * n_bytes:
             raise ValueError(f"its config calls for {n_parameters:,} parameters, its weights have {n_bytes:,} bytes")
+
+
+def check_archive(path: Path) -> None:
+    """ValueError where a file of torch.save, which compresses nothing, would unpack to more than it has."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # of the old format, say
+            return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"{path.name} would unpack to {unpacked:,} bytes")
 
 
 def check_loaded_weights(path: str, model, report: dict, names: list[str], num_labels: int, new_head: bool) -> bool:

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from bert_of_theseus.distributed import gather, rank
 from bert_of_theseus.theseus_layers import TheseusLayers
 
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # Adam's, of each parameter
+
 
 class Parts(NamedTuple):
     """The objects whose state it is.
@@ -83,13 +85,20 @@ def restore(parts: Parts, tensors: dict[str, torch.Tensor], figures: dict) -> to
             if key.startswith("optimizer."):
                 _, number, name = key.split(".")
                 shape = () if name == "step" else parameters[int(number)].shape
-                if value.shape != shape:
-                    raise ValueError(f"{key} is of shape {tuple(value.shape)}, not {tuple(shape)}")
+                if value.shape != shape or value.dtype != torch.float32:
+                    raise ValueError(f"{key} is {value.dtype} of shape {tuple(value.shape)}, not {tuple(shape)}")
                 state.setdefault(int(number), {})[name] = value
-        parts.optimizer.load_state_dict({"state": state, "param_groups": figures["param_groups"]})
+        if any(its.keys() != MOMENTS for its in state.values()):
+            raise ValueError("not all moments of a parameter are there")
+        groups = parts.optimizer.state_dict()["param_groups"]
+        _check_alike(figures["param_groups"], groups)
+        for group, its in zip(groups, figures["param_groups"], strict=True):
+            group["lr"] = its["lr"]  # all else is as the run's arguments say
+        parts.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for number in figures["with_gradient"]:
             parameters[number].grad = torch.zeros_like(parameters[number])
         for scheduler, its in zip(parts.schedulers, figures["schedulers"], strict=True):
+            _check_alike(its, scheduler.state_dict())
             scheduler.load_state_dict(its)
         parts.scaler.load_state_dict(figures["scaler"])
         if parts.layers:
@@ -97,9 +106,28 @@ def restore(parts: Parts, tensors: dict[str, torch.Tensor], figures: dict) -> to
         torch.set_rng_state(tensors[f"{own}random"])
         if f"{own}cuda_random" in tensors:
             torch.cuda.set_rng_state(tensors[f"{own}cuda_random"])
-        return tensors[f"{own}losses"]
+        losses = tensors[f"{own}losses"]
+        if losses.dim() != 1 or losses.dtype != torch.float32:
+            raise ValueError(f"the losses are {losses.dtype} of shape {tuple(losses.shape)}")
+        return losses
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ValueError(f"not this run's state ({type(error).__name__}: {error})") from error
+
+
+def _check_alike(saved, own) -> None:
+    """ValueError where figures are not of the shape and kinds of one's own; numbers may differ, within all use."""
+    inner = ()
+    alike = type(saved) is type(own) or (isinstance(saved, list) and isinstance(own, tuple))
+    if alike and isinstance(own, dict):
+        alike, inner = saved.keys() == own.keys(), [(saved.get(name), own[name]) for name in own]
+    elif alike and isinstance(own, list | tuple):
+        alike, inner = len(saved) == len(own), zip(saved, own, strict=False)
+    elif alike and isinstance(own, int | float):
+        alike = 0 <= saved <= 10**15
+    if not alike:
+        raise ValueError(f"{str(saved)[:40]!r} is there in the place of {str(own)[:40]!r}")
+    for its, ours in inner:
+        _check_alike(its, ours)
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], figures: dict) -> None:

@@ -18,6 +18,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
     def error(self, message: str):
+        message = " ".join(message.split())  # which repeats what was typed
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 

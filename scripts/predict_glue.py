@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in more:
         if getattr(args, name):
             parser.error(f"--{name} does not go with --{'runs_dir' if args.runs_dir else 'model_name_or_path'}")
-    if args.task_name:
+    if args.task_name is not None:
         try:
             args.task_name = find_task(args.task_name).name
         except KeyError:

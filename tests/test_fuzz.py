@@ -1,0 +1,630 @@
+"""Damaged and odd input of every kind is read right or refused in one line, in bounded time and memory."""
+
+import codecs
+import copy
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import predict_glue
+import pytest
+import summarize
+import torch
+from conftest import save_bert, save_roberta, write_glue
+from fuzzing import (
+    CHANGES,
+    bounded,
+    changed,
+    changed_header,
+    changed_json,
+    changed_member,
+    edited,
+    edits,
+    for_each,
+    how_many,
+)
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_resume import stopped_run
+from test_run_glue import arguments
+
+import run_glue
+from bert_of_theseus import compress, run_folder, training_state
+from bert_of_theseus.classifier import UserError, load_model, predict
+from bert_of_theseus.training import Losses, train_step
+from glue_processors import (
+    MAX_LINE,
+    TASKS,
+    Examples,
+    Features,
+    GlueDataError,
+    Task,
+    cached_features,
+    read_examples,
+    tokenize,
+)
+
+# ------------------------------------------------------------------------------------------ TSV files
+
+SENTENCES = ["A film.", "", 'He said "no"', "naïve café", "日本語 🎬", "x " * 30, "\\t", "\u2028 odd \x0b ends\x85"]
+TSV_TASKS = ["mrpc", "cola", "sts-b", "qqp", "mnli", "rte"]
+
+
+def valid_file(task: Task, split: str) -> bytes:
+    """Ten rows with every column that the task's file has."""
+    labelled = split != "test"
+    sentences = task.sentences if labelled else task.test_sentences
+    n_columns = max(*sentences, task.label, 2) + (2 if labelled and task.label == -1 else 1)
+    rows = [[f"column {c}" for c in range(n_columns)]] if task.header or not labelled else []
+    for i in range(10):
+        row = [f"{i}.{c}" for c in range(n_columns)]
+        for column in sentences:
+            row[column] = SENTENCES[(i + column) % len(SENTENCES)]
+        if labelled:
+            row[task.label] = task.labels[i % len(task.labels)] if task.labels else f"{i / 2}"
+        rows.append(row)
+    if task.skip_short_rows:
+        rows.insert(4, ["broken off"])
+    return "".join("\t".join(row) + "\n" for row in rows).encode()
+
+
+def plain_reading(task: Task, split: str, data: bytes) -> list[list]:
+    """The sentences, and the label where there is one, of each row, read in the simplest way.
+
+    Raises:
+        ValueError: the number of the first line that is wrong, or 0 where all of them together are.
+    """
+    labelled = split != "test"
+    columns = task.sentences if labelled else task.test_sentences
+    needed = max(*columns, task.label if labelled else 0) + 1
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1] if lines[-1] == b"" else lines, 1):
+        try:
+            row = line.decode().removesuffix("\r").split("\t")
+        except UnicodeDecodeError:
+            raise ValueError(number) from None
+        if b"\0" in line:
+            raise ValueError(number)
+        if number == 1 and labelled and task.label == -1:
+            needed = max(needed + 1, len(row))
+        if number == 1 and (task.header or not labelled):
+            continue
+        if len(row) < needed:
+            if labelled and task.skip_short_rows:
+                continue
+            raise ValueError(number)
+        rows.append([row[column] for column in columns])
+        if labelled and task.labels:
+            if row[task.label] not in task.labels:
+                raise ValueError(number)
+            rows[-1].append(task.labels.index(row[task.label]))
+        elif labelled:
+            try:
+                score = float(row[task.label])
+            except ValueError:
+                score = -1
+            if not 0 <= score <= 5:
+                raise ValueError(number)
+            rows[-1].append(np.float32(score))
+    if not rows:
+        raise ValueError(0)
+    return rows
+
+
+def swapped_lines(data: bytes) -> bytes:
+    lines = data.splitlines(keepends=True)
+    return b"".join(lines[1::-1] + lines[2:])
+
+
+def as_latin_1(data: bytes) -> bytes:
+    return data.decode(errors="replace").encode("latin-1", errors="replace")
+
+
+WHOLE = {
+    "as it is": lambda data: data,
+    "with carriage returns": lambda data: data.replace(b"\n", b"\r\n"),
+    "with a byte-order mark": lambda data: codecs.BOM_UTF8 + data,
+    "in Latin-1": as_latin_1,
+    "in UTF-16": lambda data: data.decode(errors="replace").encode("utf-16"),
+    "empty": lambda data: b"",
+    "the first line alone": lambda data: data.split(b"\n")[0] + b"\n",
+    "its lines twice": lambda data: data + data,
+    "two lines swapped": swapped_lines,
+    "without its last line feed": lambda data: data[:-1],
+}
+TSV_FILES = st.tuples(
+    st.sampled_from(TSV_TASKS),
+    st.sampled_from(["train", "dev", "test"]),
+    st.sampled_from(["as it is"] * 10 + list(WHOLE)),
+    st.just([]) | CHANGES,
+)
+
+
+@how_many(100, 10000)
+def test_a_mutated_tsv_file_is_read_as_the_simplest_reading_has_it_or_refused_with_its_line(n, tmp_path):
+    def check(example) -> str:
+        name, split, whole, changes = example
+        task = TASKS[name]
+        data = changed(WHOLE[whole](valid_file(task, split)), changes)
+        path = tmp_path / getattr(task, split)
+        path.write_bytes(data)
+        try:
+            expected = plain_reading(task, split, data)
+        except ValueError as wrong:
+            (number,) = wrong.args
+            with pytest.raises(GlueDataError) as refused:
+                read_examples(task, tmp_path, split)
+            reason = str(refused.value)
+            place = f"{path}:{number}: " if number else f"{path}:"
+            assert reason.startswith(place) and len(reason) < 300 + len(str(path)) and len(reason.splitlines()) == 1
+            return "refused"
+        found = read_examples(task, tmp_path, split)
+        columns = [column for column in (found.first, found.second, found.labels) if column is not None]
+        assert list(map(list, zip(*columns, strict=True))) == expected
+        assert found.sha256 == hashlib.sha256(data).hexdigest()
+        return "read"
+
+    outcomes = for_each(n, TSV_FILES, check)
+    assert min(outcomes["read"], outcomes["refused"]) > n / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("cola", "x\t1\t\ta sentence" + "\t" * 10**6),
+        ("rte", "0\ta sentence\tanother\t" + "\t" * 10**6 + "not_entailment"),
+    ],
+)
+def test_a_row_of_a_million_columns_is_read(name, row, tmp_path):
+    data = valid_file(TASKS[name], "train") + row.encode()
+    (tmp_path / "train.tsv").write_bytes(data)
+    with bounded(seconds=5, megabytes=30):
+        examples = read_examples(TASKS[name], tmp_path, "train")
+    assert examples.first[-1] == "a sentence" and examples.labels[-1] == 1 and len(examples.first) == 11
+
+
+def test_a_line_of_100_megabytes_is_refused_and_takes_little(tmp_path):
+    with open(tmp_path / "train.tsv", "wb") as file:
+        for _ in range(100):
+            file.write(b"x" * 10**6)
+    with bounded(seconds=2, megabytes=20), pytest.raises(GlueDataError, match=r"train\.tsv:1: more than 2,097,152"):
+        read_examples(TASKS["cola"], tmp_path, "train")
+
+
+def test_the_longest_line_that_is_taken_is_read_whole(tmp_path):
+    row = b"x\t1\t\t"
+    (tmp_path / "train.tsv").write_bytes(row + b"y" * (MAX_LINE - len(row) - 1) + b"\n")
+    assert len(read_examples(TASKS["cola"], tmp_path, "train").first[0]) == MAX_LINE - len(row) - 1
+
+
+def make_unreadable(path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    path.write_bytes(valid_file(TASKS["cola"], "train"))
+    path.chmod(0)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Path.mkdir, "is not a file"),
+        (os.mkfifo, "is not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
+        (lambda path: path.symlink_to(path.parent / "nowhere"), ": no such file"),
+        (lambda path: path.symlink_to(path), ": no such file"),
+        (lambda path: path.symlink_to("/proc/self/mem"), ": cannot be read (Input/output error)"),
+        (make_unreadable, ": cannot be read (Permission denied)"),
+    ],
+)
+def test_what_is_no_file_that_can_be_read_is_refused_with_its_name(make, reason, tmp_path):
+    make(tmp_path / "train.tsv")
+    with bounded(seconds=5, megabytes=20), pytest.raises(GlueDataError) as refused:
+        read_examples(TASKS["cola"], tmp_path, "train")
+    assert str(refused.value).startswith(f"{tmp_path}/train.tsv") and reason in str(refused.value)
+
+
+# ----------------------------------------------------------------------------------------- command lines
+
+WORDS = ["0", "1", "-1", "4", "0.3", "1e-5", "20.0", "1e999", "-1e999", "nan", "inf", "-inf", "-0", "1e-400", "0x10"]
+WORDS += [
+    "1_000",
+    "٣",
+    "9" * 30,
+    "9" * 5000,
+    "4294967296",
+    "1000000000000001",
+    "",
+    " ",
+    "\n",
+    "a\nb",
+    "\u2028",
+    "\udcff",
+]
+WORDS += ["none", "linear", "mrpc", "MNLI", "ax", "STSB", "best", "%s", "{}", "--", "-", "--do", "=", "None", "../x"]
+SOUND = st.sampled_from(["0", "1", "4", "0.3", "20"])
+VALUES = SOUND | st.sampled_from(WORDS) | st.integers().map(str) | st.floats().map(str) | st.text(max_size=6)
+
+
+def flags_of(parse_args) -> list[str]:
+    """The flags that `--help` names."""
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        parse_args(["--help"])
+    return sorted(set(re.findall(r"--[a-z]\w+", printed.getvalue())) - {"--help"})
+
+
+def command_lines(parse_args, *bases: list[str]) -> st.SearchStrategy:
+    """Lists of arguments: often of what is sound, and of all flags with all kinds of values, or without one."""
+    flag = st.sampled_from(flags_of(parse_args))
+    pair = st.tuples(flag, VALUES)
+    some = pair.map(list) | pair.map(lambda both: ["=".join(both)]) | (flag | VALUES).map(lambda one: [one])
+    more = st.lists(pair.map(list) | some, max_size=3)
+    return st.tuples(st.sampled_from([*bases * 3, []]), more).map(lambda parts: [*parts[0], *chain(*parts[1])])
+
+
+def parsed(parse_args, argv: list[str]):
+    """The Namespace; None where the command line is refused in one line, or help was asked for."""
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as errors:
+        try:
+            return parse_args(argv)
+        except SystemExit as end:
+            if end.code == 0:
+                assert "-h" in " ".join(argv) and printed.getvalue().startswith("usage")
+                return None
+            assert end.code == 2
+    (line,) = errors.getvalue().splitlines()
+    assert re.match(r"\w+\.py: error: .", line)
+    return None
+
+
+WHERE = ["--task_name", "mrpc", "--model_name_or_path", "m", "--data_dir", "d", "--output_dir", "o"]
+AT_LEAST_0 = "scheduler_linear_k steps_for_replacing learning_rate warmup_steps weight_decay adam_epsilon seed "
+AT_LEAST_0 += "logging_steps save_steps"
+AT_LEAST_1 = "per_gpu_train_batch_size per_gpu_eval_batch_size gradient_accumulation_steps"
+WHOLE_NUMBERS = "steps_for_replacing warmup_steps seed logging_steps save_steps max_steps max_seq_length local_rank "
+WHOLE_NUMBERS += AT_LEAST_1
+
+
+@how_many(300, 10000)
+def test_a_command_line_of_run_glue_is_refused_in_one_line_or_holds_what_its_flags_promise(n, caplog):
+    caplog.set_level(logging.ERROR)
+    sound = (
+        [*WHERE, "--do_train", "--do_eval", "--replacing_rate", "0.3"],
+        [*WHERE, "--do_train"],
+        [*WHERE, "--do_eval"],
+    )
+
+    def check(argv: list[str]) -> str:
+        args = parsed(run_glue.parse_args, argv)
+        if args is None:
+            return "refused"
+        values = vars(args)
+        numbers = [value for value in values.values() if isinstance(value, float)]
+        assert all(math.isfinite(value) for value in numbers)
+        assert all(type(values[name]) is int for name in WHOLE_NUMBERS.split())
+        for bound, names in ((0, AT_LEAST_0), (1, AT_LEAST_1), (-1, "max_steps"), (4, "max_seq_length")):
+            assert all(bound <= values[name] <= 10**15 for name in names.split())
+        for name in ("scc_n_layer", "save_total_limit"):
+            assert values[name] is None or 1 <= values[name] <= 10**15
+        assert args.num_train_epochs > 0 and args.max_grad_norm > 0 and args.seed < 2**32
+        assert args.replacing_rate is None or 0 < args.replacing_rate <= 1
+        assert args.scheduler_type in ("none", "linear") and TASKS[args.task_name].metrics
+        assert args.do_train or args.do_eval
+        json.dumps(values)
+        run_glue.warn_about(args)
+        for n_rows in (1, 48, 400_000):
+            try:
+                an_epoch, n_steps = run_glue.count_steps(args, n_rows)
+                assert an_epoch >= 1 and n_steps >= 1 and type(n_steps) is int
+                assert args.max_steps < 1 or n_steps == args.max_steps
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1 and args.gradient_accumulation_steps > 1
+        return "accepted"
+
+    outcomes = for_each(n, command_lines(run_glue.parse_args, *sound), check)
+    assert min(outcomes["accepted"], outcomes["refused"]) > n / 20
+
+
+@pytest.mark.parametrize("script", [predict_glue, summarize])
+@how_many(100, 5000)
+def test_a_command_line_of_another_script_is_refused_in_one_line_or_taken(n, script):
+    sound = [[*WHERE], ["--runs_dir", "r", "--data_dir", "d", "--output_dir", "o"], ["--check", "x.zip"]]
+    if script is summarize:
+        sound = [["runs"]]
+
+    def check(argv: list[str]) -> str:
+        args = parsed(script.parse_args, argv)
+        if args is None:
+            return "refused"
+        if script is predict_glue:
+            assert args.check or args.output_dir is not None
+            assert args.task_name is None or args.task_name in TASKS
+            assert 1 <= args.per_gpu_eval_batch_size <= 10**15
+            assert args.max_seq_length is None or 4 <= args.max_seq_length <= 10**15
+        return "accepted"
+
+    outcomes = for_each(n, command_lines(script.parse_args, *sound), check)
+    assert min(outcomes["accepted"], outcomes["refused"]) > n / 20
+
+
+# ------------------------------------------------------------------------------------------- checkpoints
+
+LABELS = TASKS["mrpc"].labels
+CONFIG_KEYS = "num_labels _num_labels id2label label2id problem_type auto_map quantization_config torch_dtype dtype "
+CONFIG_KEYS += "attn_implementation _attn_implementation pruned_heads return_dict output_attentions hidden_act "
+CONFIG_KEYS += "output_hidden_states chunk_size_feed_forward text_config architectures tie_word_embeddings model_type "
+CONFIG_KEYS += "is_encoder_decoder is_decoder num_hidden_layers hidden_size vocab_size position_embedding_type "
+CONFIG_KEYS += "gradient_checkpointing attribute_map layer_norm_eps max_position_embeddings type_vocab_size"
+CONFIG_VALUES = ["gelu", "bert", "roberta", "distilbert", "gpt2", "albert", "t5", "modernbert", "eager", "NoSuchModel"]
+TOKENIZER_KEYS = (
+    "model_max_length tokenizer_class auto_map pad_token unk_token cls_token do_lower_case truncation_side "
+)
+TOKENIZER_KEYS += "added_tokens_decoder extra_special_tokens model_input_names type truncation padding "
+TOKENIZER_KEYS += "normalizer id"
+TOKENIZER_VALUES = [
+    "left",
+    "BertTokenizer",
+    "GPT2Tokenizer",
+    "PreTrainedTokenizerFast",
+    "[PAD]",
+    "[CLS]",
+    "good",
+    "BPE",
+]
+TOKENIZER_VALUES += [
+    {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////9hYmM="},  # which points beyond its end
+    {"type": "FixedLength", "length": 0},
+    {"type": "Replace", "pattern": {"Regex": "(("}, "content": "x"},
+    {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"},
+    {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 9},
+]
+TENSOR_VALUES = ["F16", "F64", "I64", "BOOL", "F8_E4M3", [10**9, 10**9], [32, 32], [0, 10**12], [0, 0], [31, -32]]
+
+EDITED = {
+    "config.json": edits(*CONFIG_KEYS.split(), values=CONFIG_VALUES),
+    "tokenizer.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
+    "tokenizer_config.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
+    "special_tokens_map.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
+    "model.safetensors": edits("__metadata__", values=TENSOR_VALUES),
+}
+MUTATED_FILES = [(name, "its JSON") for name in EDITED] + [(name, "its bytes") for name in [*EDITED, "vocab.txt"]]
+MUTATED_FILES += [("pytorch_model.bin", how) for how in ("its bytes", "its pickle", "of the old format")]
+
+
+def save_tokenizer_as_it_is(folder: Path) -> None:
+    """Say that tokenizer.json holds all of the tokenizer: of a BERT's transformers takes the vocabulary alone."""
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def save_pickled(folder: Path, **options) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin", **options)
+    (folder / "model.safetensors").unlink()
+
+
+def is_refused(load) -> bool:
+    """Whether the call ends in a UserError, which must be one line and not of memory that is not there."""
+    try:
+        load()
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+        assert "allocat" not in str(error)
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("name", "how"), MUTATED_FILES)
+@how_many(15, 2000)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_with_a_mutated_file_is_loaded_and_works_or_is_refused(n, name, how, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    folder = save_bert(tmp_path / "model", n_layer=2)
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+    (folder / "special_tokens_map.json").write_text(json.dumps(roles))
+    if name == "tokenizer.json":
+        save_tokenizer_as_it_is(folder)
+    if name == "vocab.txt":
+        (folder / "tokenizer.json").unlink()
+    if name == "pytorch_model.bin":
+        save_pickled(folder, _use_new_zipfile_serialization=how != "of the old format")
+    path, inputs = folder / name, CHANGES
+    whole = path.read_bytes()
+    change = changed
+    if how == "its JSON":
+        inputs, change = EDITED[name], changed_header if name == "model.safetensors" else changed_json
+    elif how == "its pickle":
+
+        def change(data, changes):
+            return changed_member(data, "data.pkl", lambda pickled: changed(pickled, changes))
+
+    features = Features(np.array([2, 5, 6, 3, 2, 7, 3]), np.array([4, 3]), np.zeros(7, np.int8))
+
+    def check(changes) -> str:
+        path.write_bytes(change(whole, changes))
+
+        def load():
+            loaded = load_model(str(folder), LABELS, max_seq_length=16)
+            assert predict(loaded.model, features, 2, 0).shape == (2, 2)
+            ids = loaded.tokenizer("good films", "bad cat")["input_ids"]
+            assert max(ids) < loaded.model.get_input_embeddings().num_embeddings
+
+        return "refused" if is_refused(load) else "loaded"
+
+    outcomes = for_each(n, inputs, check)
+    assert outcomes["refused"] and outcomes["loaded"]
+
+
+HUGE = [10**6, 10**9, 10**12, 10**18, 10**30]
+COUNTS = [
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "num_labels",
+]
+
+
+@pytest.mark.parametrize("key", COUNTS)
+@pytest.mark.parametrize("save", [save_bert, save_roberta])
+def test_a_config_that_counts_beyond_its_weights_is_refused_before_memory_or_time_are_spent(key, save, tmp_path):
+    folder = save(tmp_path, n_layer=2)
+    config = json.loads((folder / "config.json").read_text())
+    for value in HUGE:
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        with bounded(seconds=5, megabytes=100):
+            assert is_refused(lambda: load_model(str(folder), LABELS, max_seq_length=16)), value
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**5, "9" * 10**6, "", "\0", "null", "[]", '"x"', "\ufeff{}"])
+def test_json_that_is_deep_long_or_no_table_is_no_trouble(name, text, tmp_path):
+    folder = save_bert(tmp_path, n_layer=2)
+    (folder / name).write_text(text)
+    with bounded(seconds=5, megabytes=200):
+        refused = is_refused(lambda: load_model(str(folder), LABELS, max_seq_length=16))
+    assert refused or name != "config.json"
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "version", "0"])
+def test_weights_that_would_unpack_to_a_thousand_times_their_size_are_refused(member, tmp_path):
+    folder = save_bert(tmp_path, n_layer=2)
+    save_pickled(folder)
+    path = folder / "pytorch_model.bin"
+    target = io.BytesIO()
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            bomb = bytes(5 * 10**8) if Path(name).name == member else b""
+            archive.writestr(name, source.read(name) + bomb, zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED)
+    path.write_bytes(target.getvalue())
+    with bounded(seconds=5, megabytes=100), pytest.raises(UserError, match=r"pytorch_model.bin would unpack to 5"):
+        load_model(str(folder), LABELS, max_seq_length=16)
+
+
+# --------------------------------------------------------------------------------- states of unfinished runs
+
+
+STATE_KEYS = "step seconds last_epoch lr betas steps with_gradient losses log metrics main params fused x"
+STATE_VALUES = ["F64", "I64", "U8", [0, 0], [1], {"metrics": {}, "main": 0.5, "seconds": 1.0}, [10**9]]
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory) -> tuple:
+    """(arguments, checkpoint) of a compression that was stopped after its third step, one after an evaluation."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    model, data = save_bert(folder / "model", n_layer=2), write_glue(folder / "MRPC", "mrpc", n_train=32, n_dev=8)
+    flags = "--do_train --do_eval --evaluate_during_training --max_steps 6 --logging_steps 2 --save_steps 0 "
+    flags += "--replacing_rate 0.9 --scheduler_type linear --scheduler_linear_k 0.01"
+    argv = arguments("mrpc", model, data, folder / "run", *flags.split())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stopped_run(3, monkeypatch, *argv)
+    return run_glue.parse_args(argv), folder / "run" / "checkpoint-3-stopped"
+
+
+@pytest.mark.parametrize("how", ["its JSON", "its header", "its bytes"])
+@how_many(40, 2000)
+def test_a_run_with_a_mutated_state_goes_on_or_is_refused(n, how, unfinished, tmp_path):
+    args, checkpoint = unfinished
+    folder = Path(shutil.copytree(checkpoint.parent, tmp_path / "run")) / checkpoint.name
+    path = folder / run_folder.STATE
+    whole = path.read_bytes()
+    task, predecessor = TASKS["mrpc"], load_model(args.model_name_or_path, LABELS, max_seq_length=16)
+    ids = torch.randint(5, 30, (4, 8))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(4) % 2}
+
+    def change(data: bytes, changes) -> bytes:
+        if how == "its bytes":
+            return changed(data, changes)
+        if how == "its header":
+            return changed_header(data, changes)
+        tensors, figures = training_state.read(checkpoint / run_folder.STATE)
+        training_state.write(path, tensors, edited(figures, changes))
+        return path.read_bytes()
+
+    def check(changes) -> str:
+        path.write_bytes(change(whole, changes))
+        try:
+            progress, state = run_glue.read_state(args, task, folder)
+        except UserError as error:
+            assert str(error).startswith(f"{folder}: the run cannot go on") and len(str(error).splitlines()) == 1
+            return "refused"
+        model = copy.deepcopy(predecessor.model)
+        parts = run_glue.make_parts(args, model, compress(model, 1), 6)
+        try:
+            losses = Losses(training_state.restore(parts, *state))
+        except ValueError as error:
+            assert str(error).startswith("not this run's state")
+            return "refused"
+        losses.mean()
+        step = train_step(model, parts.layers, [[(batch, 1.0)]], parts.optimizer, parts.schedulers, 1.0, parts.scaler)
+        assert step is None or step.shape == ()
+        json.dumps(progress.figures() | {"resumed": progress.resumed})
+        scores = [score for score in (progress.predecessor, progress.last, progress.best) if score]
+        run_glue.compare([("one", score, 1) for score in scores], "acc_and_f1")
+        assert progress.step == 3 and state[1]["log"].items()
+        return "goes on"
+
+    outcomes = for_each(n, edits(*STATE_KEYS.split(), values=STATE_VALUES) if how != "its bytes" else CHANGES, check)
+    assert outcomes["refused"] and outcomes["goes on"]
+
+
+# ------------------------------------------------------------------------------------- caches of features
+
+
+SIZES = [0, 1, 2, 7, 8, 9, 88, 10**5]
+ARRAYS = st.none() | st.builds(
+    lambda shape, kind, value: np.full(shape, value).astype(kind),
+    st.sampled_from([(), *((size,) for size in SIZES), (8, 11), (1, 8)]),
+    st.sampled_from(["int8", "int32", "int64", "float32", "float64", "bool", "S3", "U2"]),
+    st.sampled_from([-1, 0, 1, 11, 120]),
+)
+
+
+@how_many(100, 2000)
+@pytest.mark.parametrize("how", ["its bytes", "its arrays"])
+def test_a_mutated_cache_is_made_anew(n, how, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    tokenizer = load_model(str(save_bert(tmp_path / "model", n_layer=2)), LABELS, max_seq_length=16).tokenizer
+    examples = Examples(["good film", "a"] * 4, ["the cat is bad", "dog"] * 4, np.arange(8) % 2, "sha256")
+    expected = tokenize(examples, tokenizer, 16, True)
+    names = ["input_ids", "lengths", "token_type_ids", "labels"]
+
+    def features():
+        return cached_features(TASKS["mrpc"], "dev", examples, tokenizer, 16, True, [tmp_path])
+
+    features()
+    (path,) = tmp_path.glob("cached_*.npz")
+    whole, key = path.read_bytes(), np.load(path)["key"]
+
+    def change(changes) -> bytes:
+        if how == "its bytes":
+            return changed(whole, changes)
+        name, array = changes
+        arrays = {name: getattr(expected, name) for name in names} | {"key": key, name: array}
+        np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        return path.read_bytes()
+
+    def check(changes) -> str:
+        damaged = change(changes)
+        path.write_bytes(damaged)
+        found = features()
+        for name in names:
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+            assert getattr(found, name).dtype == getattr(expected, name).dtype
+        return "read" if path.read_bytes() == damaged else "made anew"
+
+    outcomes = for_each(
+        n, CHANGES if how == "its bytes" else st.tuples(st.sampled_from([*names, "key"]), ARRAYS), check
+    )
+    assert outcomes["made anew"] > n / 2
