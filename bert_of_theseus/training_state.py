@@ -139,6 +139,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             figures = json.loads(file.metadata()["figures"])
-            return {name: file.get_tensor(name) for name in file.keys()}, figures
+            # Copies: the tensors of safetensors are the file's own pages, which are gone once somebody cuts it.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, figures
     except Exception as error:  # whatever a damaged file makes safetensors raise
         raise ValueError(f"damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
