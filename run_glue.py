@@ -963,7 +963,6 @@ def stop_early(args, task, loaded, parts, log: RunLog, progress: Progress, stopp
             f"run_glue.py: {stopped} after step {progress.step}; the same command with --resume goes on from there",
             file=sys.stderr,
         )
-    distributed.wait_for_all()  # until it is saved: torchrun ends all when one has ended
     distributed.leave()
     raise SystemExit(128 + stopped.signal)
 

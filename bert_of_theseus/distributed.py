@@ -50,8 +50,9 @@ def join(use_cuda: bool) -> torch.device:
 
 
 def leave() -> None:
-    """Part from the other processes, all of them done."""
+    """Part from the other processes, once all of them are done: torchrun ends them all when one fails to end well."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

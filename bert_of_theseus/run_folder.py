@@ -227,7 +227,7 @@ def earlier_record(folder: Path) -> dict | None:
             try:
                 record = json.loads(path.read_text())
                 return record | {part: dict(record[part]) for part in ("arguments", "data", "versions")}
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
     return None
 
