@@ -323,9 +323,8 @@ class Progress:
         """What `read_state` needs, as JSON has it."""
         scores = {name: getattr(self, name) for name in ("last", "best", "predecessor")}
         figures = {name: score and score._asdict() for name, score in scores.items()}
-        return figures | {
-            name: getattr(self, name) for name in ("step", "evaluated", "best_step", "seconds", "resumed")
-        }
+        names = ("step", "evaluated", "best_step", "seconds", "resumed")
+        return figures | {name: getattr(self, name) for name in names}
 
 
 def make_parts(args, model: torch.nn.Module, layers: TheseusLayers | None, n_steps: int) -> training_state.Parts:
@@ -402,6 +401,7 @@ def train(args, task, loaded, parts, features, dev_features, n_steps, log, progr
             progress.step, progress.evaluated = step, not (is_logged and args.evaluate_during_training)
             progress.seconds = time.perf_counter() - start
             after_step(args, task, loaded, parts, dev_features, log, progress, stop)
+    progress.seconds = time.perf_counter() - start
 
 
 def is_saved(args: argparse.Namespace, step: int) -> bool:
