@@ -17,6 +17,13 @@ class OneLineParser(argparse.ArgumentParser):
     def __init__(self, **settings):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        for argument in args:
+            if argument.startswith("--") and argument.endswith("=--"):  # of which argparse may make an empty list
+                self.error(f"argument {argument[:-3]}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
         message = " ".join(message.split())  # which repeats what was typed
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")

@@ -90,16 +90,23 @@ def run_record(model: str | Path) -> dict:
         try:
             record = json.loads((folder / "run.json").read_text())
             return record if isinstance(record, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
     return {}
+
+
+def trained_length(model: str | Path) -> int:
+    """The max_seq_length that a model was trained with, as its run.json tells, else 128."""
+    arguments = run_record(model).get("arguments")
+    length = arguments.get("max_seq_length") if isinstance(arguments, dict) else None
+    return length if isinstance(length, int) and length >= 4 else 128
 
 
 def load(model: str | Path, labels: tuple[str, ...] | None, args: argparse.Namespace):
     """(`Loaded`, length to which its input is cut); UserError where the model does not fit a task of these labels."""
     from bert_of_theseus.classifier import load_model
 
-    max_seq_length = args.max_seq_length or run_record(model).get("arguments", {}).get("max_seq_length", 128)
+    max_seq_length = args.max_seq_length or trained_length(model)
     return load_model(str(model), labels, max_seq_length=max_seq_length), max_seq_length
 
 
@@ -225,7 +232,8 @@ def check_submission(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename: member for member in archive.infolist()}
             problems = [f"{name}: is missing" for name in SUBMITTED if name not in members]
-            problems += [f"{name}: is none of the eleven files" for name in members if name not in SUBMITTED]
+            others = [name if name and name.isprintable() else repr(name) for name in members if name not in SUBMITTED]
+            problems += [f"{name}: is none of the eleven files" for name in others]
             for name, task in SUBMITTED.items():
                 if name in members and members[name].file_size > MAX_FILE:
                     problems.append(f"{name}: {members[name].file_size:,} bytes are no file of predictions")
@@ -241,16 +249,18 @@ def check_submission(path: Path) -> list[str]:
 def check_file(task: Task, data: bytes) -> list[str]:
     """What is wrong with one task's file: the first wrong line, how many more, and the number of rows."""
     name, n_rows = task.submission_file, task.rows[2]
-    lines = data.decode("utf-8", errors="replace").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    text = data.decode("utf-8", errors="replace").replace("\r\n", "\n").removesuffix("\n")
+    n_found = text.count("\n")
+    header, *rows = text.split("\n", n_rows + 1)[: n_rows + 1]  # those beyond are but counted: there may be millions
     problems = []
-    if lines[0] != HEADER:
-        problems.append(f"{name}:1: {lines[0][:40]!r}, expected {HEADER!r}")
-    wrong = [(number, reason) for number, line in enumerate(lines[1:], 2) if (reason := check_row(task, number, line))]
+    if header != HEADER:
+        problems.append(f"{name}:1: {header[:40]!r}, expected {HEADER!r}")
+    wrong = [(number, reason) for number, row in enumerate(rows, 2) if (reason := check_row(task, number, row))]
     if wrong:
         more = f" ({len(wrong):,} such lines)" if len(wrong) > 1 else ""
         problems.append(f"{name}:{wrong[0][0]}: {wrong[0][1]}{more}")
-    if len(lines) - 1 != n_rows:
-        problems.append(f"{name}: {len(lines) - 1:,} rows, expected {n_rows:,}")
+    if n_found != n_rows:
+        problems.append(f"{name}: {n_found:,} rows, expected {n_rows:,}")
     return problems
 
 

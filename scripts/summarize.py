@@ -64,6 +64,15 @@ def warn(message: str) -> None:
     print(f"summarize.py: warning: {message}", file=sys.stderr)
 
 
+def number(value, kind=int | float):
+    """The value, a number of this kind, perhaps one that is not a number; TypeError or ValueError where it is none."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{str(value)[:40]!r} is no number that it can be")
+    if abs(value) > 10**15:
+        raise ValueError(f"{str(value)[:40]} is beyond all use")
+    return value
+
+
 def read_run(path: Path) -> Run:
     """What a run.json tells; UserError where it is none."""
     try:
@@ -84,13 +93,19 @@ def read_run(path: Path) -> Run:
             arguments["scheduler_linear_k"] = None
         if schedule != "constant":
             arguments["steps_for_replacing"] = None
+        for name in ALWAYS_SHOWN:
+            number(arguments.get(name) or 0)
         last, best, predecessor = (
-            float(record[name]["main"]) if name in record else None for name in ("last", "best", "predecessor")
+            float(number(record[name]["main"])) if name in record else None for name in ("last", "best", "predecessor")
         )
-        best_step = record["best"]["step"] if "best" in record else None
-        start = (path.parent, record["task"], record["main_metric"], schedule, given["seed"])
-        return Run(*start, arguments, last, best, predecessor, best_step, ", ".join(made_with))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        best_step = number(record["best"]["step"], int) if "best" in record else None
+        task, metric = record["task"], record["main_metric"]
+        if not (isinstance(task, str) and isinstance(metric, str)):
+            raise TypeError("task and main_metric are names")
+        seed = number(given["seed"], int)
+        scores = (last, best, predecessor, best_step)
+        return Run(path.parent, task, metric, schedule, seed, arguments, *scores, ", ".join(made_with))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no run.json of run_glue.py ({type(error).__name__}: {error})") from error
 
 
@@ -134,8 +149,9 @@ def scores(setting: Setting, which: str) -> np.ndarray:
 
 def kept(setting: Setting, which: str) -> np.ndarray:
     """(runs,) per cent of the predecessor's score; empty where there is none, or none above 0."""
-    predecessor = scores(setting, "predecessor")
-    return 100 * scores(setting, which) / predecessor if len(predecessor) and predecessor.min() > 0 else np.array([])
+    both = [(getattr(run, which), run.predecessor) for run in setting]
+    both = [(score, predecessor) for score, predecessor in both if score is not None and predecessor is not None]
+    return np.array([100 * s / p for s, p in both] if all(p > 0 for _, p in both) else [])
 
 
 def mean(values: np.ndarray) -> float | None:
@@ -196,12 +212,12 @@ def as_csv(rows: list[dict]) -> str:
 def show(value, form: str = "g") -> str:
     if value is None or value == "":
         return "-"
-    return format(value, form) if isinstance(value, float) else str(value).replace("|", "\\|")
+    return format(value, form) if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
 
 
 def as_markdown(rows: list[dict], made_with: str) -> str:
     names = [name for name in rows[0] if name not in RESULTS]
-    head = [TITLES.get(name, name.replace("_", " ")) for name in names]
+    head = [TITLES.get(name, show(name.replace("_", " "))) for name in names]
     lines = [[*head, "last step", "best step", "predecessor", "last kept %", "best kept %"]]
     for row in rows:
         last, best = (f"{show(row[f'{w}_mean'], '.4f')} ± {show(row[f'{w}_std'], '.4f')}" for w in ("last", "best"))
@@ -265,8 +281,8 @@ def draw_run(plt, run: Run):
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         labels = {"loss": "training loss", "replacing_rate": "replacing rate", score: f"dev {run.metric}"}
-        points = {key: [(line["step"], line[key]) for line in lines if key in line] for key in labels}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        points = {key: [(number(line["step"]), number(line[key])) for line in lines if key in line] for key in labels}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     keys = [key for key in labels if points[key]]
     if not keys:
@@ -339,7 +355,8 @@ def main() -> None:
         settings = group(read_runs(args.runs_dir))
         rows = table(settings)
         made_with = "; ".join(sorted({run.made_with for setting in settings for run in setting}))
-        files = {"summary.md": as_markdown(rows, made_with).encode(), "summary.csv": as_csv(rows).encode()}
+        files = {"summary.md": as_markdown(rows, made_with), "summary.csv": as_csv(rows)}
+        files = {name: text.encode(errors="replace") for name, text in files.items()}
         if not args.no_pictures:
             run = read_run(args.run / "run.json") if args.run else next(iter(best_settings(settings).values()))[0]
             files |= draw(settings, run)

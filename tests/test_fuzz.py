@@ -1,18 +1,22 @@
 """Damaged and odd input of every kind is read right or refused in one line, in bounded time and memory."""
 
 import codecs
+import contextlib
 import copy
+import csv
+import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ import torch
 from conftest import save_bert, save_roberta, write_glue
 from fuzzing import (
     CHANGES,
+    as_json,
     bounded,
     changed,
     changed_header,
@@ -269,7 +274,9 @@ def command_lines(parse_args, *bases: list[str]) -> st.SearchStrategy:
     pair = st.tuples(flag, VALUES)
     some = pair.map(list) | pair.map(lambda both: ["=".join(both)]) | (flag | VALUES).map(lambda one: [one])
     more = st.lists(pair.map(list) | some, max_size=3)
-    return st.tuples(st.sampled_from([*bases * 3, []]), more).map(lambda parts: [*parts[0], *chain(*parts[1])])
+    return st.tuples(st.sampled_from([*bases * 3, []]), more).map(
+        lambda parts: [*parts[0], *itertools.chain(*parts[1])]
+    )
 
 
 def parsed(parse_args, argv: list[str]):
@@ -628,3 +635,177 @@ def test_a_mutated_cache_is_made_anew(n, how, tmp_path, caplog):
         n, CHANGES if how == "its bytes" else st.tuples(st.sampled_from([*names, "key"]), ARRAYS), check
     )
     assert outcomes["made anew"] > n / 2
+
+
+# ------------------------------------------------------------------------------- submissions and records of runs
+
+
+def said(capsys, call, prog: str) -> tuple[int | str | None, list[str], list[str]]:
+    """(status, lines of standard output, of standard error) of a script's main function."""
+    capsys.readouterr()
+    status = 0
+    try:
+        call()
+    except SystemExit as end:
+        status = end.code
+    output, errors = capsys.readouterr()
+    if isinstance(status, str):  # which Python prints
+        assert len(status.splitlines()) == 1 and status.startswith(f"{prog}: error: ")
+    return status, output.splitlines(), errors.splitlines()
+
+
+FEW_ROWS = {name: dataclasses.replace(task, rows=(9, 9, 5)) for name, task in predict_glue.SUBMITTED.items()}
+
+
+def submission_file(task: Task) -> bytes:
+    label = task.labels[-1] if task.labels else "4.8"
+    return ("index\tprediction\n" + "".join(f"{i}\t{label}\n" for i in range(5))).encode()
+
+
+def is_good(data: bytes) -> bool:
+    """Whether a submission is as the leaderboard wants it, found out in the simplest way."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = {name: archive.read(name).decode() for name in archive.namelist()}
+        sizes = [member.file_size for member in archive.infolist()]
+    if files.keys() != FEW_ROWS.keys() or max(sizes) > predict_glue.MAX_FILE:
+        return False
+    for name, text in files.items():
+        header, *rows = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+        labels = FEW_ROWS[name].labels
+        cells = [row.split("\t") for row in rows]
+        if header != "index\tprediction" or [row[0] for row in cells] != ["0", "1", "2", "3", "4"]:
+            return False
+        if not all(len(row) == 2 and (row[1] in labels if labels else 0 <= float(row[1]) <= 5) for row in cells):
+            return False
+    return True
+
+
+@how_many(100, 3000)
+@pytest.mark.parametrize("how", ["its bytes", "a member's bytes"])
+def test_a_mutated_submission_is_refused_in_lines_of_its_files_or_good(n, how, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict_glue, "SUBMITTED", FEW_ROWS)
+    path = tmp_path / "submission.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, task in FEW_ROWS.items():
+            archive.writestr(name, submission_file(task))
+    whole = path.read_bytes()
+    args = predict_glue.parse_args(["--check", str(path)])
+
+    def check(example) -> str:
+        name, changes = example
+        data = changed(whole, changes)
+        if how != "its bytes":
+            data = changed_member(whole, name, lambda content: changed(content, changes))
+        path.write_bytes(data)
+        status, output, errors = said(capsys, lambda: predict_glue.main(args), "predict_glue.py")
+        assert not errors
+        if status == 0:
+            assert is_good(data) and output[0].startswith(f"{path}: all 11 files are there")
+            return "good"
+        if "no zip that can be read" in status:
+            assert not output
+            return "no zip"
+        assert output and all(re.match(r".+?(:\d+)?: ", line) and len(line) < 300 for line in output)
+        with contextlib.suppress(ValueError, zipfile.BadZipFile, RuntimeError):  # in the plain reading of what is not
+            assert not is_good(data)
+        return "refused"
+
+    outcomes = for_each(n, st.tuples(st.sampled_from(list(FEW_ROWS)), CHANGES), check)
+    assert outcomes["good"] and outcomes["no zip" if how == "its bytes" else "refused"] > n / 4
+
+
+@pytest.mark.parametrize("line", [b"\n", b"ab\n", b"7\t1\n"])
+def test_a_submission_of_a_file_that_is_much_too_long_takes_little_memory(line, tmp_path):
+    path = tmp_path / "submission.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("CoLA.tsv", line * (predict_glue.MAX_FILE // len(line)))
+    with bounded(seconds=60, megabytes=400):
+        problems = predict_glue.check_submission(path)
+    assert any(problem.startswith("CoLA.tsv: ") and "rows, expected 1,063" in problem for problem in problems)
+
+
+def run_record() -> dict:
+    """What run_glue.py leaves of a compression."""
+    flags = "--do_train --do_eval --evaluate_during_training --replacing_rate 0.3 --scheduler_type linear "
+    flags += "--max_seq_length 32"
+    score = {"step": 50, "metrics": {"acc": 0.7, "acc_and_f1": 0.75}, "main": 0.75, "seconds": 0.5}
+    record = {"task": "mrpc", "main_metric": "acc_and_f1", "device": "cpu", "processes": 1, "versions": {"torch": "2"}}
+    record |= {"arguments": vars(run_glue.parse_args([*WHERE, *flags.split()])), "start": "2026", "steps": 100}
+    return record | {"last": score, "best": score, "predecessor": score | {"parameters": 40}, "end": "2026"}
+
+
+RECORD_KEYS = "task main_metric arguments processes last best predecessor main step seed replacing_rate scheduler_type "
+RECORD_KEYS += "scheduler_linear_k learning_rate max_seq_length x"
+RECORD_VALUES = ["mrpc", "cola", "linear", "none", {"main": 0.5, "step": 3}, "a|b"]
+
+
+@how_many(100, 3000)
+@pytest.mark.parametrize("how", ["its JSON", "its bytes"])
+def test_a_mutated_record_of_a_run_is_summed_up_or_left_out_with_a_warning(n, how, tmp_path, monkeypatch, capsys):
+    text = as_json(run_record())
+    for name, seed in (("a", b"41"), ("b", b"42"), ("c", b"43")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(text.replace(b'"seed": 42', b'"seed": ' + seed))
+    monkeypatch.setattr(sys, "argv", ["summarize.py", str(tmp_path), "--no_pictures"])
+
+    def check(changes) -> str:
+        data = changed_json(text, changes) if how == "its JSON" else changed(text, changes)
+        (tmp_path / "b" / "run.json").write_bytes(data)
+        status, output, errors = said(capsys, summarize.main, "summarize.py")
+        assert status == 0
+        *warnings, written = errors
+        assert written.startswith("Written to ")
+        # One that is the same as another's says so.
+        assert all(line.startswith(f"summarize.py: warning: {tmp_path}") for line in warnings) and len(warnings) <= 2
+        table = list(itertools.takewhile(str.strip, output))
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+        with open(tmp_path / "summary.csv", newline="") as file:
+            assert len(list(csv.reader(file))) == len(table) - 1
+        return "left out" if f"{tmp_path}/b/run.json is no run.json" in errors[0] else "summed up"
+
+    outcomes = for_each(n, edits(*RECORD_KEYS.split(), values=RECORD_VALUES) if how == "its JSON" else CHANGES, check)
+    assert outcomes["left out"] and outcomes["summed up"]
+
+
+@how_many(5, 300)
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_log_is_drawn_or_its_picture_left_out_with_a_warning(n, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "run.json").write_bytes(as_json(run_record()))
+    lines = [{"step": step, "loss": 1 / step, "replacing_rate": 0.3, "learning_rate": 1e-5} for step in (50, 100)]
+    lines += [{"step": step, "eval_acc_and_f1": 0.7} for step in (50, 100)]
+    monkeypatch.setattr(sys, "argv", ["summarize.py", str(tmp_path)])
+
+    def check(example) -> str:
+        changes, (number, edit) = example
+        text = b"\n".join(as_json(edited(line, edit) if i == number else line) for i, line in enumerate(lines))
+        (tmp_path / "log.jsonl").write_bytes(changed(text, changes))
+        status, _, errors = said(capsys, summarize.main, "summarize.py")
+        assert status == 0
+        *warnings, written = errors
+        assert written.startswith("Written to ") and len(warnings) <= 1
+        assert all(line.startswith("summarize.py: warning: no summary_run.png: ") for line in warnings)
+        return "left out" if warnings else "drawn"
+
+    one_line = st.tuples(st.integers(0, 3), edits("step", "loss", "eval_acc_and_f1"))
+    either = st.tuples(CHANGES, st.just((0, []))) | st.tuples(st.just([]), one_line)
+    outcomes = for_each(n, either, check, megabytes=400)
+    assert outcomes["left out"] or n < 50
+
+
+@how_many(40, 2000)
+@pytest.mark.parametrize("how", ["its JSON", "its bytes"])
+def test_a_mutated_record_beside_a_model_to_predict_with_is_taken_or_refused_in_one_line(n, how, tmp_path, capsys):
+    folder, text = save_bert(tmp_path / "runs" / "MRPC", n_layer=2), as_json(run_record())
+    args = predict_glue.parse_args(["--runs_dir", str(tmp_path / "runs"), "--data_dir", "d", "--output_dir", "o"])
+
+    def check(changes) -> str:
+        data = changed_json(text, changes) if how == "its JSON" else changed(text, changes)
+        (folder / "run.json").write_bytes(data)
+        found = predict_glue.find_runs(tmp_path / "runs", "best")
+        assert set(found.values()) <= {folder}
+        refused = is_refused(lambda: predict_glue.load(folder, LABELS, args))
+        return "refused" if refused else "taken"
+
+    outcomes = for_each(n, edits(*RECORD_KEYS.split(), values=RECORD_VALUES) if how == "its JSON" else CHANGES, check)
+    assert outcomes["taken"]
