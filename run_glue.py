@@ -495,11 +495,11 @@ def make_score(task: Task, metrics: dict, main: float, seconds: float) -> Score:
 def restore_state(args, task, checkpoint: Path, loaded: Loaded, parts, progress: Progress, state: tuple) -> None:
     """Put model, optimiser, schedules and random states where they were when `checkpoint` was saved."""
     model = loaded.model
-    saved = load_model(str(checkpoint), task.labels, max_seq_length=args.max_seq_length).model
     try:
+        saved = load_model(str(checkpoint), task.labels, max_seq_length=args.max_seq_length).model
         load_successor(model, saved) if parts.layers else model.load_state_dict(saved.state_dict())
         losses = training_state.restore(parts, *state)
-    except (ValueError, RuntimeError) as error:
+    except (UserError, ValueError, RuntimeError) as error:
         raise state_error(checkpoint, error) from error
     progress.losses = Losses(losses.to(next(model.parameters()).device))
 
@@ -552,7 +552,8 @@ def check_output_dir(args: argparse.Namespace) -> None:
             )
         what = "is not empty, and holds no run to go on with" if args.resume else "is not empty"
         raise UserError(
-            f"--output_dir {output_dir} {what}; name another, or give --overwrite_output_dir to replace its run"
+            f"--output_dir {output_dir} {what}; name another, or give --overwrite_output_dir to replace its run, "
+            "where other files stay"
         )
     source = Path(args.model_name_or_path).resolve()
     if source.is_dir() and output_dir.resolve() in (source, *source.parents):
@@ -573,7 +574,8 @@ def earlier_run(args: argparse.Namespace) -> dict | None:
     try:
         earlier = run_folder.earlier_record(output_dir) if args.resume else None
     except ValueError as error:
-        raise UserError(str(error)) from error
+        advice = "name another --output_dir, or give --overwrite_output_dir without --resume"
+        raise UserError(f"{error}; {advice}") from error
     if args.do_train and not earlier:
         check_output_dir(args)
     return earlier
@@ -632,10 +634,10 @@ def refuse_differences(output_dir: str, was: dict, now: dict) -> None:
         f"{name} was {before.get(name)}, is {value}" for name, value in after.items() if before.get(name) != value
     ]
     if found:
-        raise UserError(
-            f"--resume: this is not the run that {output_dir} holds: {'; '.join(found + others)}; start it with what "
-            "it was started with, or name another --output_dir"
-        )
+        advice = "give what it was started with, or name another --output_dir"
+        if run_folder.is_finished(was):
+            advice += f" (to train its result further, give {output_dir} as --model_name_or_path)"
+        raise UserError(f"--resume: not the run that {output_dir} holds: {'; '.join(found + others)}; {advice}")
     if others:
         logger.warning("Results can differ in the last digits: %s", "; ".join(others))
 
@@ -811,6 +813,11 @@ def run_evaluation(args: argparse.Namespace, task: Task) -> None:
 def evaluate_alone(args, task: Task, dev_examples: dict, device: torch.device) -> None:
     """The whole of an evaluation without training, in a folder that is held."""
     has_model = distributed.from_main(os.path.isfile(os.path.join(args.output_dir, "config.json")))
+    if not has_model and distributed.from_main((Path(args.output_dir) / run_folder.STARTED).exists()):
+        raise UserError(
+            f"--output_dir {args.output_dir} holds a run that is not finished and has no result yet; to evaluate a "
+            "checkpoint of it, give that folder as --output_dir"
+        )
     path = args.output_dir if has_model else args.model_name_or_path
     # The other flags about loading are about model_name_or_path.
     options = {"max_seq_length": args.max_seq_length} if has_model else model_options(args)
@@ -834,10 +841,14 @@ def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
     # First all that can be wrong, so that a run that fails has written nothing.
     device = choose_device(args)
     earlier = found_free(args)
+    record = describe_run(args, task, device)
+    if earlier:
+        refuse_differences(args.output_dir, earlier, record)
     examples = read_examples(task, args.data_dir, "train")
     dev_examples = read_dev_sets(args, task) if args.do_eval or args.evaluate_during_training else {}
     steps_an_epoch, n_steps = count_steps(args, len(examples.first))
-    record = describe_run(args, task, device, examples, dev_examples)
+    files = {task.train: examples} | {TASKS[name].dev: dev for name, dev in dev_examples.items()}
+    record["data"] = {name: its.sha256 for name, its in files.items()}
     if earlier and run_folder.is_finished(earlier):
         refuse_differences(args.output_dir, earlier, record)
         logger.info("The run in %s is finished: nothing is left to train", args.output_dir)
@@ -875,7 +886,9 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
     checkpoint = distributed.from_main(run_folder.newest_state(output_dir) if earlier else None)
     if earlier:
         logger.info(
-            "%-12s %s", "Resume", f"from {checkpoint}" if checkpoint else "from the beginning: nothing is saved"
+            "%-12s %s",
+            "Resume",
+            f"from {checkpoint}, of {n_steps:,} steps" if checkpoint else "from the beginning: nothing is saved",
         )
     with distributed.main_process_first():
         if is_main():
@@ -1009,9 +1022,8 @@ def model_digest(args: argparse.Namespace, loaded: Loaded) -> str:
     return run_record.model_sha256(loaded.model, loaded.tokenizer, config)
 
 
-def describe_run(args: argparse.Namespace, task: Task, device: torch.device, examples, dev_examples: dict) -> dict:
-    """What makes the results, for `run.json`."""
-    files = {task.train: examples} | {TASKS[name].dev: dev for name, dev in dev_examples.items()}
+def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> dict:
+    """What makes the results, beside data and predecessor, for `run.json`."""
     return {
         "task": task.name,
         "main_metric": main_key(task),
@@ -1023,7 +1035,6 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device, exa
         "processes": distributed.n_processes(),
         "versions": run_record.versions(),
         "git_commit": run_record.git_commit(Path(__file__).resolve().parent),
-        "data": {name: its.sha256 for name, its in files.items()},
         "start": run_record.now(),
     }
 

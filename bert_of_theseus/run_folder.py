@@ -62,10 +62,10 @@ def writing(folder: Path, what: Path | str, n_bytes: int) -> Iterator[None]:
         if number in NO_ROOM:
             free = shutil.disk_usage(folder).free
             reason += f"; it takes {readable_size(n_bytes)}, {readable_size(free)} are free"
-            first = "make room, then "
+            first = "make room, then " if number != errno.EFBIG else "raise the limit of file sizes (ulimit -f), then "
         saved = newest_state(folder)
-        then = f"go on with --resume: {saved} is whole" if saved else "start again: nothing is saved yet"
-        raise CannotWrite(f"{what} cannot be written ({reason}): {first}{then}") from error
+        state = f"{saved} is whole" if saved else "from the beginning, as nothing is saved yet"
+        raise CannotWrite(f"{what} cannot be written ({reason}): {first}go on with --resume: {state}") from error
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def earlier_record(folder: Path) -> dict | None:
                 record = json.loads(path.read_text())
                 return record | {part: dict(record[part]) for part in ("arguments", "data", "versions")}
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
+                raise ValueError(f"{path} is damaged, or no record of a run of this version") from error
     return None
 
 

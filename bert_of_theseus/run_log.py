@@ -1,6 +1,7 @@
 """What a run tells while it goes on, step by step."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from bert_of_theseus.distributed import rank
 from bert_of_theseus.run_folder import writing
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -30,10 +33,13 @@ class RunLog:
         if rank() == 0:
             (output_dir / "runs").mkdir(exist_ok=True)
             for path in self._paths():
-                size = sizes.get(str(path.relative_to(output_dir)), 0)
+                size, found = sizes.get(str(path.relative_to(output_dir)), 0), path.stat().st_size
                 if size == 0:
                     path.unlink()
-                elif size < path.stat().st_size:
+                elif found < size:
+                    logger.warning("%s has lost its end since it was written", path)
+                    size = path.read_bytes().rfind(b"\n") + 1 if path.suffix == ".jsonl" else found
+                if 0 < size < found:
                     os.truncate(path, size)
             part = len(self._paths())  # or two parts begun in the same second would be one file
             self.board = EventsWriter(str(output_dir / "runs" / "events"), f".{part}")

@@ -69,7 +69,8 @@ def differences(was: dict, now: dict, free_arguments: Sequence[str]) -> list[str
         for name, value in now["arguments"].items()
         if name not in free_arguments and was["arguments"].get(name, value) != value
     ]
-    found += [f"{name} has changed" for name, sha256 in now["data"].items() if was["data"].get(name, sha256) != sha256]
+    data = now.get("data", {}).items()
+    found += [f"{name} has changed" for name, sha256 in data if was["data"].get(name, sha256) != sha256]
     if was.get("predecessor_sha256", "") != now.get("predecessor_sha256", was.get("predecessor_sha256", "")):
         found.append("the model to start from has changed")
     for key, what in (("processes", "the number of processes"), ("device_type", "the kind of device")):

@@ -201,7 +201,10 @@ class Losses:
             step, rows, loss = self._unchecked[-from_end]
             numbers = ", ".join(map(str, sorted(np.concatenate(rows).tolist())))
             kind = "not a number" if loss.isnan() else "infinite" if loss.isinf() else "not finite in another process"
-            raise LossError(f"the loss of step {step} is {kind}; its training rows, counted from 0: {numbers}")
+            raise LossError(
+                f"the loss of step {step} is {kind}: the learning rate may be too high; its training rows, counted "
+                f"from 0: {numbers}"
+            )
         self._unchecked = []
 
 

@@ -4,6 +4,7 @@ It holds the optimiser's moments, which parameters have a gradient, the schedule
 draws, each process's random state, and whatever figures the caller adds.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,12 +65,13 @@ def collect(parts: Parts, losses: torch.Tensor) -> tuple[dict[str, torch.Tensor]
         "with_gradient": [number for number, p in enumerate(parts.parameters()) if p.grad is not None],
         "schedulers": [scheduler.state_dict() for scheduler in parts.schedulers],
         "scaler": parts.scaler.state_dict(),
+        "weights_sha256": _sha256(dict(enumerate(parts.parameters()))),
     }
     return tensors, figures
 
 
 def restore(parts: Parts, tensors: dict[str, torch.Tensor], figures: dict) -> torch.Tensor:
-    """Put the objects, and this process's random state, into the state of `collect`.
+    """Put the objects, and this process's random state, into the state of `collect`; their weights are there already.
 
     Returns:
         This process's losses.
@@ -80,6 +82,8 @@ def restore(parts: Parts, tensors: dict[str, torch.Tensor], figures: dict) -> to
     own = f"process.{rank()}."
     try:
         parameters = parts.parameters()
+        if figures["weights_sha256"] != _sha256(dict(enumerate(parameters))):
+            raise ValueError("the weights beside it are not those that were saved with it")
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
@@ -130,8 +134,18 @@ def _check_alike(saved, own) -> None:
         _check_alike(its, ours)
 
 
+def _sha256(tensors: dict) -> str:
+    """A digest of tensors under their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(str(name).encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def write(path: Path, tensors: dict[str, torch.Tensor], figures: dict) -> None:
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, {"figures": json.dumps(figures)})
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(tensors, path, {"figures": json.dumps(figures), "sha256": _sha256(tensors)})
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -140,6 +154,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         with safe_open(path, "pt") as file:
             figures = json.loads(file.metadata()["figures"])
             # Copies: the tensors of safetensors are the file's own pages, which are gone once somebody cuts it.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, figures
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            if file.metadata()["sha256"] != _sha256(tensors):
+                raise ValueError("its bytes are not those that were written")
+            return tensors, figures
     except Exception as error:  # whatever a damaged file makes safetensors raise
         raise ValueError(f"damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error

@@ -117,6 +117,9 @@ def read_runs(folder: Path) -> list[Run]:
             runs.append(read_run(path))
         except UserError as error:
             warn(f"{error}; left out")
+    unfinished = [str(path.parent) for path in sorted(folder.rglob("unfinished_run.json"))]
+    if unfinished:
+        warn(f"not finished, and left out: {', '.join(unfinished)}")
     if not runs:
         raise UserError(f"{folder}: no run.json there that can be read; a finished run has one")
     return runs

@@ -155,7 +155,7 @@ fi
 
 run() {  # INDEX DEVICE
   local name=${names[$1]} folder=$OUTPUT_DIR/${names[$1]} say="$(($1 + 1)) of ${#names[@]}: ${names[$1]}:"
-  local start=$SECONDS status=0 claim=0 line
+  local start=$SECONDS status=0 claim=0 line verb
   mkdir -p "$folder" || true
   {
     # The lock is on the open log, which the run inherits: it ends with the run, however that and the sweep end.
@@ -164,7 +164,8 @@ run() {  # INDEX DEVICE
       echo "$say left to another sweep"
       return
     fi
-    echo "$say started${2:+ on GPU $2}"
+    [ -e "$folder/unfinished_run.json" ] && verb="goes on" || verb=started
+    echo "$say $verb${2:+ on GPU $2}"
     command_of "$1"
     { "${line[@]}" < /dev/null >&9; } 2>&9 || status=$?  # the braces: bash's own word on a killed run goes there too
   } 9>> "$folder/sweep.log" || status=$?

@@ -310,7 +310,7 @@ def test_there_must_be_a_run_to_go_on_with(bert_folder, mrpc, tmp_path):
     args = command(bert_folder, mrpc, output, "--resume")
     assert "is not empty, and holds no run to go on with" in refused(output, args)
     (output / "run.json").write_text("{}")
-    assert "run.json is no record of a run that can be gone on with" in refused(output, args)
+    assert "run.json is damaged, or no record of a run of this version; name another" in refused(output, args)
     (output / "run.json").unlink()
     run_here(*args, "--overwrite_output_dir", "--max_steps", 1)
     assert (output / "notes.txt").read_text() == "mine" and (output / "run.json").is_file()
@@ -319,6 +319,34 @@ def test_there_must_be_a_run_to_go_on_with(bert_folder, mrpc, tmp_path):
 def test_a_run_that_is_stopped_is_not_overwritten_unless_asked_to(stopped):
     output, args = stopped
     assert "holds a run that is not finished; --resume goes on with it" in refused(output, args)
+
+
+@pytest.mark.parametrize("name", [run_folder.STATE, "model.safetensors"])
+def test_a_bit_that_has_turned_in_a_checkpoint_is_noticed(stopped, tmp_path, name):
+    output, args = stopped
+    shutil.copytree(output, tmp_path / "o")
+    path = tmp_path / "o" / "checkpoint-7-stopped" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # of a layer
+    path.write_bytes(data)
+    with pytest.raises(SystemExit, match=r"the run cannot go on from training_state.* not those that were"):
+        run_here(*args, "--resume", "--output_dir", tmp_path / "o")
+
+
+def test_a_log_that_has_lost_its_end_is_cut_back_to_its_last_whole_line(stopped, tmp_path, caplog):
+    output, args = stopped
+    shutil.copytree(output, tmp_path / "o")
+    os.truncate(tmp_path / "o" / "log.jsonl", (tmp_path / "o" / "log.jsonl").stat().st_size - 10)
+    run_here(*args, "--resume", "--output_dir", tmp_path / "o")
+    assert "log.jsonl has lost its end" in caplog.text
+    steps = [json.loads(line)["step"] for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
+    assert steps == [4, 8, 8, 12, 12, 14, 14]
+
+
+def test_a_run_that_is_not_finished_has_nothing_to_evaluate(stopped):
+    output, args = stopped
+    message = refused(output, [a for a in args if a not in ("--do_train", "--evaluate_during_training")])
+    assert "holds a run that is not finished and has no result yet" in message
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x80\x04.", None], ids=["empty", "a pickle", "cut"])
@@ -398,7 +426,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_of_it_is_saved(be
         run_here(*args)
     kinds = "(not a number|infinite)"
     found = re.fullmatch(
-        rf"run_glue\.py: error: the loss of step (\d+) is {kinds}; its training rows, counted from 0: (.*)",
+        rf"run_glue\.py: error: the loss of step (\d+) is {kinds}: .*; its training rows, counted from 0: (.*)",
         end.value.code,
     )
     step, rows = int(found[1]), [int(row) for row in found[3].split(", ")]
@@ -444,9 +472,9 @@ def test_a_full_disk_ends_the_run_with_what_it_needs_and_the_last_state_intact(
             run_here(*args)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    cannot = rf"{output}/\S+ cannot be written \(File too large; it takes \d+ k?B, .* are free\): make room"
+    cannot = rf"{output}/\S+ cannot be written \(File too large; it takes \d+ k?B, .* are free\): raise the limit"
     assert re.match(
-        rf"run_glue\.py: error: {cannot}, then go on with --resume: {output}/checkpoint-5 is whole", end.value.code
+        rf"run_glue\.py: error: {cannot} .*, then go on with --resume: {output}/checkpoint-5 is whole", end.value.code
     )
     run_here(*args, "--resume")
     assert_same_run(output, expected)
@@ -469,7 +497,7 @@ def test_signals_end_a_command_with_their_status(bert_folder, mrpc, tmp_path):
             assert process.poll() is None
         return process
 
-    runs = [(start(tmp_path / f"{number}"), number) for number in (signal.SIGINT, signal.SIGTERM)]
+    runs = [(start(tmp_path / f"{number}"), number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     for process, number in runs:
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)

@@ -120,9 +120,7 @@ def test_what_the_newest_checkpoint_makes_superfluous_is_forgotten(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), Exception("in Rust: full (os error 28)")])
 def test_a_full_disk_is_told_with_the_size_and_what_there_is_to_go_on_from(tmp_path, error):
-    wanted = (
-        r"x cannot be written \(No space left on device; it takes 12 MB, .* are free\): make room, then start again: n"
-    )
+    wanted = r"x cannot be written \(No space left on device; it takes 12 MB, .* are free\): make room, then go on"
     with pytest.raises(CannotWrite, match=wanted), writing(tmp_path, tmp_path / "x", 12_000_000):
         raise error
     make(tmp_path, f"checkpoint-5/{STATE}")
@@ -132,7 +130,7 @@ def test_a_full_disk_is_told_with_the_size_and_what_there_is_to_go_on_from(tmp_p
 
 
 def test_other_errors_are_no_full_disk(tmp_path):
-    with pytest.raises(CannotWrite, match=r"standard output cannot be written \(Broken pipe\): start again"):
+    with pytest.raises(CannotWrite, match=r"standard output cannot be written \(Broken pipe\): go on with --resume"):
         with writing(tmp_path, "standard output", 1):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
     with pytest.raises(ValueError, match="a mistake of ours"), writing(tmp_path, "x", 1):
@@ -176,5 +174,5 @@ def test_of_a_folder_that_is_half_cleared_no_run_is_finished(tmp_path, monkeypat
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"arguments": 1, "data": {}, "versions": {}}'])
 def test_what_is_no_record_is_refused(tmp_path, text):
     (tmp_path / STARTED).write_text(text)
-    with pytest.raises(ValueError, match=r"unfinished_run\.json is no record of a run"):
+    with pytest.raises(ValueError, match=r"unfinished_run\.json is damaged, or no record"):
         earlier_record(tmp_path)

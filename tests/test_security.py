@@ -186,7 +186,7 @@ def test_a_pickle_in_the_place_of_a_run_s_records_is_refused(bert_folder, tmp_pa
     output.mkdir()
     for name in (run_folder.STARTED, run_folder.FINISHED):
         (output / name).write_bytes(pickle.dumps(Bomb(mark)))
-        with pytest.raises(SystemExit, match="is no record of a run"):
+        with pytest.raises(SystemExit, match="damaged, or no record of a run"):
             run_here(*arguments("mrpc", bert_folder, data, output, "--do_train", "--resume"))
     for name in ("train.tsv", "dev.tsv"):
         (data / name).write_bytes(pickle.dumps(Bomb(mark)))

@@ -11,7 +11,7 @@ from bert_of_theseus.stopping import Stop, Stopped
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_process_at_once_or_when_it_asks(number, capfd):
     before = signal.getsignal(number)
     stop = Stop()

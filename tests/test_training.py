@@ -217,7 +217,7 @@ def test_losses_are_kept_until_asked_for_and_a_bad_one_is_told_with_its_rows():
     losses.add(5, [np.array([1, 9]), np.array([3])], torch.tensor(3.0))
     losses.add(6, [np.array([8, 4]), np.array([30])], torch.tensor(math.nan))
     losses.add(7, [np.array([5])], torch.tensor(math.inf))
-    with pytest.raises(LossError, match=r"^the loss of step 6 is not a number; .* counted from 0: 4, 8, 30$"):
+    with pytest.raises(LossError, match=r"^the loss of step 6 is not a number: .* counted from 0: 4, 8, 30$"):
         losses.check()
     assert Losses().mean() is None and Losses().stacked().shape == (0,)
 
