@@ -565,8 +565,10 @@ def earlier_run(args: argparse.Namespace) -> dict | None:
                 continue
             try:
                 record = json.loads(path.read_text())
-                return {name: record[name] for name in ("arguments", "data", "start")} | record
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                if not all(isinstance(record[name], dict) for name in ("arguments", "data", "versions")):
+                    raise TypeError("arguments, data and versions are tables")
+                return record
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{path} is no record of a run that can be gone on with ({error!r})") from error
     if args.do_train:
         check_output_dir(args)
