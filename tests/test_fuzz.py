@@ -20,6 +20,7 @@ import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import convert_to_hf_ckpt
 import numpy as np
 import predict_glue
 import pytest
@@ -41,6 +42,7 @@ from fuzzing import (
 )
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_convert_to_hf_ckpt import RELEASE
 from test_encoders import save_family
 from test_resume import stopped_run
 from test_run_glue import arguments, read_results, run_here, score_again
@@ -376,23 +378,13 @@ CONFIG_KEYS = "num_labels _num_labels id2label label2id problem_type auto_map qu
 CONFIG_KEYS += "attn_implementation _attn_implementation pruned_heads return_dict output_attentions hidden_act "
 CONFIG_KEYS += "output_hidden_states chunk_size_feed_forward text_config architectures tie_word_embeddings model_type "
 CONFIG_KEYS += "is_encoder_decoder is_decoder num_hidden_layers hidden_size vocab_size position_embedding_type "
-CONFIG_KEYS += "gradient_checkpointing attribute_map layer_norm_eps max_position_embeddings type_vocab_size"
+CONFIG_KEYS += "finetuning_task gradient_checkpointing attribute_map layer_norm_eps max_position_embeddings "
+CONFIG_KEYS += "type_vocab_size"
 CONFIG_VALUES = ["gelu", "bert", "roberta", "distilbert", "gpt2", "albert", "t5", "modernbert", "eager", "NoSuchModel"]
-TOKENIZER_KEYS = (
-    "model_max_length tokenizer_class auto_map pad_token unk_token cls_token do_lower_case truncation_side "
-)
-TOKENIZER_KEYS += "added_tokens_decoder extra_special_tokens model_input_names type truncation padding "
+TOKENIZER_KEYS = "model_max_length tokenizer_class auto_map pad_token unk_token cls_token do_lower_case "
+TOKENIZER_KEYS += "truncation_side added_tokens_decoder extra_special_tokens model_input_names type truncation padding "
 TOKENIZER_KEYS += "normalizer id"
-TOKENIZER_VALUES = [
-    "left",
-    "BertTokenizer",
-    "GPT2Tokenizer",
-    "PreTrainedTokenizerFast",
-    "[PAD]",
-    "[CLS]",
-    "good",
-    "BPE",
-]
+TOKENIZER_VALUES = ["left", "BertTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast", "[PAD]", "good", "BPE"]
 TOKENIZER_VALUES += [
     {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
     {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////9hYmM="},  # which points beyond its end
@@ -523,6 +515,29 @@ def test_weights_that_would_unpack_to_a_thousand_times_their_size_are_refused(me
     path.write_bytes(target.getvalue())
     with bounded(seconds=5, megabytes=100), pytest.raises(UserError, match=r"pytorch_model.bin would unpack to 5"):
         load_model(str(folder), LABELS, max_seq_length=16)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("config.json", "its JSON"), ("config.json", "its bytes"), ("pytorch_model.bin", "")]
+)
+@how_many(20, 2000)
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_checkpoint_of_2020_is_converted_or_refused(n, name, how, tmp_path, capsys):
+    source = Path(shutil.copytree(RELEASE, tmp_path / "release"))
+    path, target = source / name, tmp_path / "converted"
+    whole = path.read_bytes()
+
+    def check(changes) -> str:
+        path.write_bytes(changed_json(whole, changes) if how == "its JSON" else changed(whole, changes))
+        shutil.rmtree(target, ignore_errors=True)
+        if is_refused(lambda: convert_to_hf_ckpt.convert(source, target)):
+            assert not target.exists()
+            return "refused"
+        assert (target / "config.json").is_file()
+        return "converted"
+
+    outcomes = for_each(n, EDITED["config.json"] if how == "its JSON" else CHANGES, check)
+    assert outcomes["refused"] and outcomes["converted"]
 
 
 # --------------------------------------------------------------------------------- states of unfinished runs
@@ -892,9 +907,8 @@ def test_a_pair_of_long_sentences_is_cut_as_the_tokenizer_cuts_it(name, side, tm
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rng = random.Random(0)
     for _ in range(200):
-        sentences = [
-            " ".join(rng.choices(["good", "films", "é", "🎬", "x"], k=rng.choice([0, 1, 2, 5, 20, 100]))) for _ in "ab"
-        ]
+        sizes = rng.choices([0, 1, 2, 5, 20, 100], k=2)
+        sentences = [" ".join(rng.choices(["good", "films", "é", "🎬", "x"], k=size)) for size in sizes]
         examples, length = Examples([sentences[0]], [sentences[1]], None, ""), rng.choice([5, 6, 7, 8, 16, 33])
         found = []
         for is_long in (False, True):
