@@ -275,16 +275,20 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
     from bert_of_theseus.classifier import as_it_was
 
     input_ids, types, lengths = [], [], []
-    for chunk in _chunks(examples):
+    for chunk in _chunks(examples, max_seq_length):
+        first, second = examples.first[chunk], examples.second[chunk] if examples.second else None
         with as_it_was(tokenizer):
-            encoded = tokenizer(
-                examples.first[chunk],
-                examples.second[chunk] if examples.second else None,
-                truncation=True,
-                max_length=max_seq_length,
-                return_token_type_ids=token_type_ids,
-                return_attention_mask=False,
-            )
+            if second and _is_long_pair(first[0], second[0], max_seq_length):  # a chunk of its own
+                encoded = _long_pair(tokenizer, first[0], second[0], max_seq_length)
+            else:
+                encoded = tokenizer(
+                    first,
+                    second,
+                    truncation=True,
+                    max_length=max_seq_length,
+                    return_token_type_ids=token_type_ids,
+                    return_attention_mask=False,
+                )
         # Of an empty text nothing is left where the tokenizer adds no tokens of its own.
         ids = [row or [tokenizer.pad_token_id] for row in encoded["input_ids"]]
         lengths += map(len, ids)
@@ -300,12 +304,38 @@ def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids:
     )
 
 
-def _chunks(examples: Examples, n_rows: int = 1000, n_characters: int = MAX_LINE) -> Iterator[slice]:
-    """Slices of so many rows, and characters unless one row has more, at most: a tokenizer's lists of ids are large."""
+def _is_long_pair(first: str, second: str, max_seq_length: int) -> bool:
+    """Whether a tokenizer might cut off many pieces of both: it makes pairs of them all, which can fill any memory."""
+    return (len(first) // max_seq_length) * (len(second) // max_seq_length) > 1000
+
+
+def _long_pair(tokenizer, first: str, second: str, max_seq_length: int) -> dict[str, list[list[int]]]:
+    """What the tokenizer makes of a pair, by steps in which next to nothing is cut off at once."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    encodings = backend.encode_batch([first, second], add_special_tokens=False)
+    longer = len(encodings[0]) <= len(encodings[1])
+    for number, encoding in enumerate(encodings):
+        keep = max_seq_length + (number == longer)  # an odd token is the longer one's
+        while len(encoding) > keep:  # each time one piece takes the place of the last one
+            encoding.truncate(max(keep, -(-len(encoding) // 2)), direction=tokenizer.truncation_side)
+    backend.enable_truncation(max_seq_length, direction=tokenizer.truncation_side)
+    encoding = backend.post_process(*encodings)
+    return {"input_ids": [encoding.ids], "token_type_ids": [encoding.type_ids]}
+
+
+def _chunks(
+    examples: Examples, max_seq_length: int, n_rows: int = 1000, n_characters: int = MAX_LINE
+) -> Iterator[slice]:
+    """Slices of so many rows, and characters, at most: a tokenizer's lists of ids are large.
+
+    A row of more characters, or a long pair, has a slice of its own.
+    """
     start, characters = 0, 0
     seconds = examples.second or [""] * len(examples.first)
     for row, texts in enumerate(zip(examples.first, seconds, strict=True)):
-        length = sum(map(len, texts))
+        length = n_characters + 1 if _is_long_pair(*texts, max_seq_length) else sum(map(len, texts))
         if row > start and (row - start == n_rows or characters + length > n_characters):
             yield slice(start, row)
             start, characters = row, 0

@@ -134,9 +134,9 @@ def _check_alike(saved, own) -> None:
         _check_alike(its, ours)
 
 
-def _sha256(tensors: dict) -> str:
-    """A digest of tensors under their names."""
-    digest = hashlib.sha256()
+def _sha256(tensors: dict, text: str = "") -> str:
+    """A digest of a text, and of tensors under their names."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(str(name).encode())
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -144,19 +144,19 @@ def _sha256(tensors: dict) -> str:
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], figures: dict) -> None:
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(tensors, path, {"figures": json.dumps(figures), "sha256": _sha256(tensors)})
+    tensors, text = {name: value.contiguous() for name, value in tensors.items()}, json.dumps(figures)
+    save_file(tensors, path, {"figures": text, "sha256": _sha256(tensors, text)})
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The (tensors, figures) of `write`; ValueError where the file is damaged or something else."""
     try:
         with safe_open(path, "pt") as file:
-            figures = json.loads(file.metadata()["figures"])
+            text, sha256 = (file.metadata()[name] for name in ("figures", "sha256"))
             # Copies: the tensors of safetensors are the file's own pages, which are gone once somebody cuts it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-            if file.metadata()["sha256"] != _sha256(tensors):
+            if sha256 != _sha256(tensors, text):
                 raise ValueError("its bytes are not those that were written")
-            return tensors, figures
+            return tensors, json.loads(text)
     except Exception as error:  # whatever a damaged file makes safetensors raise
         raise ValueError(f"damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error

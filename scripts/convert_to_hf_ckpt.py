@@ -45,7 +45,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bert_of_theseus.classifier import UserError
+from bert_of_theseus.classifier import UserError, check_archive, check_counts, in_short
 from bert_of_theseus.files import whole_files
 from glue_processors import find_task
 
@@ -57,6 +57,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         UserError: it is damaged or holds something else. Nothing of a pickle's code is run.
     """
     try:
+        check_archive(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
         raise UserError(f"{path} is damaged or holds more than tensors; nothing in it was run") from error
@@ -84,6 +85,7 @@ def read_config(path: Path, n_layer: int) -> BertConfig:
     """The old config for so many layers, without options that are gone, with the labels' names as its task has them."""
     try:
         old = json.loads(path.read_text())
+        check_counts(old)
         config = BertConfig(**{name: value for name, value in old.items() if name in BertConfig().to_dict()})
         config.num_hidden_layers = n_layer
         # The label names of 2020 stayed at the two of a new config whatever the number of labels was.
@@ -91,7 +93,7 @@ def read_config(path: Path, n_layer: int) -> BertConfig:
     except Exception as error:  # whatever is wrong with the file
         raise UserError(f"{path}: no config of a BERT could be read: {error}") from error
     with contextlib.suppress(KeyError):  # a task that is none of GLUE's
-        task = find_task(old.get("finetuning_task") or "")
+        task = find_task(str(old.get("finetuning_task")))
         if task.num_labels == config.num_labels:
             config.problem_type = "single_label_classification" if task.labels else "regression"
             config.id2label = dict(enumerate(task.labels or ["score"]))
@@ -105,6 +107,8 @@ def convert(source: Path, target: Path) -> None:
     config = read_config(source / "config.json", n_layer)
     model_class = BertForSequenceClassification if "classifier.weight" in weights else BertModel
     try:
+        with torch.device("meta"):  # before memory goes where the config calls for more than there is
+            model_class(config).load_state_dict(weights, assign=True)
         model = model_class(config)
         model.load_state_dict(weights)
     except Exception as error:
@@ -112,7 +116,12 @@ def convert(source: Path, target: Path) -> None:
             f"{source}: its weights are not those of a {model_class.__name__}: {str(error)[:200]}"
         ) from error
     with whole_files(target) as temporary:
-        model.save_pretrained(temporary)
+        try:
+            model.save_pretrained(temporary)
+        except OSError:
+            raise
+        except Exception as error:  # an option that means something else now
+            raise UserError(f"{source / 'config.json'}: {in_short(error)}") from error
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, temporary / name)

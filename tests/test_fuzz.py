@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import shutil
 import sys
@@ -19,12 +20,13 @@ import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import convert_to_hf_ckpt
 import numpy as np
 import predict_glue
 import pytest
 import summarize
 import torch
-from conftest import save_bert, save_roberta, write_glue
+from conftest import ROWS, save_bert, save_roberta, write_glue
 from fuzzing import (
     CHANGES,
     as_json,
@@ -40,11 +42,15 @@ from fuzzing import (
 )
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_convert_to_hf_ckpt import RELEASE
+from test_encoders import save_family
 from test_resume import stopped_run
-from test_run_glue import arguments
+from test_run_glue import arguments, read_results, run_here, score_again
+from transformers import AutoTokenizer
 
+import glue_processors
 import run_glue
-from bert_of_theseus import compress, run_folder, training_state
+from bert_of_theseus import compress, load_successor, run_folder, training_state
 from bert_of_theseus.classifier import UserError, load_model, predict
 from bert_of_theseus.training import Losses, train_step
 from glue_processors import (
@@ -58,6 +64,7 @@ from glue_processors import (
     read_examples,
     tokenize,
 )
+from scripts.command_line import one_line_errors
 
 # ------------------------------------------------------------------------------------------ TSV files
 
@@ -371,23 +378,13 @@ CONFIG_KEYS = "num_labels _num_labels id2label label2id problem_type auto_map qu
 CONFIG_KEYS += "attn_implementation _attn_implementation pruned_heads return_dict output_attentions hidden_act "
 CONFIG_KEYS += "output_hidden_states chunk_size_feed_forward text_config architectures tie_word_embeddings model_type "
 CONFIG_KEYS += "is_encoder_decoder is_decoder num_hidden_layers hidden_size vocab_size position_embedding_type "
-CONFIG_KEYS += "gradient_checkpointing attribute_map layer_norm_eps max_position_embeddings type_vocab_size"
+CONFIG_KEYS += "finetuning_task gradient_checkpointing attribute_map layer_norm_eps max_position_embeddings "
+CONFIG_KEYS += "type_vocab_size"
 CONFIG_VALUES = ["gelu", "bert", "roberta", "distilbert", "gpt2", "albert", "t5", "modernbert", "eager", "NoSuchModel"]
-TOKENIZER_KEYS = (
-    "model_max_length tokenizer_class auto_map pad_token unk_token cls_token do_lower_case truncation_side "
-)
-TOKENIZER_KEYS += "added_tokens_decoder extra_special_tokens model_input_names type truncation padding "
+TOKENIZER_KEYS = "model_max_length tokenizer_class auto_map pad_token unk_token cls_token do_lower_case "
+TOKENIZER_KEYS += "truncation_side added_tokens_decoder extra_special_tokens model_input_names type truncation padding "
 TOKENIZER_KEYS += "normalizer id"
-TOKENIZER_VALUES = [
-    "left",
-    "BertTokenizer",
-    "GPT2Tokenizer",
-    "PreTrainedTokenizerFast",
-    "[PAD]",
-    "[CLS]",
-    "good",
-    "BPE",
-]
+TOKENIZER_VALUES = ["left", "BertTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast", "[PAD]", "good", "BPE"]
 TOKENIZER_VALUES += [
     {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
     {"type": "Precompiled", "precompiled_charsmap": "BAAAAP////9hYmM="},  # which points beyond its end
@@ -421,12 +418,13 @@ def save_pickled(folder: Path, **options) -> None:
 
 
 def is_refused(load) -> bool:
-    """Whether the call ends in a UserError, which must be one line and not of memory that is not there."""
+    """Whether the call ends in a UserError, which the scripts make one line of, and not for want of memory."""
     try:
-        load()
-    except UserError as error:
-        assert len(str(error).splitlines()) == 1
-        assert "allocat" not in str(error)
+        with one_line_errors("run_glue.py", UserError):
+            load()
+    except SystemExit as end:
+        assert isinstance(end.__cause__, UserError)
+        assert len(end.code.splitlines()) == 1 and "allocat" not in end.code
         return True
     return False
 
@@ -519,6 +517,29 @@ def test_weights_that_would_unpack_to_a_thousand_times_their_size_are_refused(me
         load_model(str(folder), LABELS, max_seq_length=16)
 
 
+@pytest.mark.parametrize(
+    ("name", "how"), [("config.json", "its JSON"), ("config.json", "its bytes"), ("pytorch_model.bin", "")]
+)
+@how_many(20, 2000)
+@pytest.mark.filterwarnings("ignore")
+def test_a_mutated_checkpoint_of_2020_is_converted_or_refused(n, name, how, tmp_path, capsys):
+    source = Path(shutil.copytree(RELEASE, tmp_path / "release"))
+    path, target = source / name, tmp_path / "converted"
+    whole = path.read_bytes()
+
+    def check(changes) -> str:
+        path.write_bytes(changed_json(whole, changes) if how == "its JSON" else changed(whole, changes))
+        shutil.rmtree(target, ignore_errors=True)
+        if is_refused(lambda: convert_to_hf_ckpt.convert(source, target)):
+            assert not target.exists()
+            return "refused"
+        assert (target / "config.json").is_file()
+        return "converted"
+
+    outcomes = for_each(n, EDITED["config.json"] if how == "its JSON" else CHANGES, check)
+    assert outcomes["refused"] and outcomes["converted"]
+
+
 # --------------------------------------------------------------------------------- states of unfinished runs
 
 
@@ -547,6 +568,7 @@ def test_a_run_with_a_mutated_state_goes_on_or_is_refused(n, how, unfinished, tm
     path = folder / run_folder.STATE
     whole = path.read_bytes()
     task, predecessor = TASKS["mrpc"], load_model(args.model_name_or_path, LABELS, max_seq_length=16)
+    successor = load_model(str(checkpoint), LABELS, max_seq_length=16).model
     ids = torch.randint(5, 30, (4, 8))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(4) % 2}
 
@@ -568,6 +590,7 @@ def test_a_run_with_a_mutated_state_goes_on_or_is_refused(n, how, unfinished, tm
             return "refused"
         model = copy.deepcopy(predecessor.model)
         parts = run_glue.make_parts(args, model, compress(model, 1), 6)
+        load_successor(model, successor)
         try:
             losses = Losses(training_state.restore(parts, *state))
         except ValueError as error:
@@ -583,6 +606,31 @@ def test_a_run_with_a_mutated_state_goes_on_or_is_refused(n, how, unfinished, tm
         return "goes on"
 
     outcomes = for_each(n, edits(*STATE_KEYS.split(), values=STATE_VALUES) if how != "its bytes" else CHANGES, check)
+    # What is changed behind the back of `write` its digest tells.
+    assert outcomes["refused"] and (outcomes["goes on"] or how != "its JSON")
+
+
+@pytest.mark.parametrize("how", ["its JSON", "its bytes"])
+@how_many(60, 2000)
+def test_a_mutated_record_of_an_unfinished_run_is_refused_or_tells_what_differs(n, how, unfinished, tmp_path, caplog):
+    caplog.set_level(logging.ERROR)
+    args, checkpoint = unfinished
+    whole = (checkpoint.parent / run_folder.STARTED).read_bytes()
+    args = run_glue.parse_args(arguments("mrpc", "m", "d", tmp_path, "--do_train", "--resume"))
+    now = json.loads(whole)
+
+    def check(changes) -> str:
+        data = changed_json(whole, changes) if how == "its JSON" else changed(whole, changes)
+        (tmp_path / run_folder.STARTED).write_bytes(data)
+
+        def go_on():
+            earlier = run_glue.earlier_run(args)
+            run_glue.refuse_differences(args.output_dir, earlier, now)
+
+        return "refused" if is_refused(go_on) else "goes on"
+
+    keys = "arguments data versions processes device_type predecessor_sha256 seed start end".split()
+    outcomes = for_each(n, edits(*keys) if how == "its JSON" else CHANGES, check)
     assert outcomes["refused"] and outcomes["goes on"]
 
 
@@ -809,3 +857,77 @@ def test_a_mutated_record_beside_a_model_to_predict_with_is_taken_or_refused_in_
 
     outcomes = for_each(n, edits(*RECORD_KEYS.split(), values=RECORD_VALUES) if how == "its JSON" else CHANGES, check)
     assert outcomes["taken"]
+
+
+# ------------------------------------------------------------------------------------------ odd sentences
+
+ODD = ["", " ", "\u00a0\u200b\u3000", "a", "?", "🎬", "x" * 100_000, "good " * 20_000, "é" * 100_000, "🎬" * 25_000]
+ODD += ["☃ ☃ ☃", "日本語", "\u0301\u0301", "\x01\x02\x7f", "\ufffd", "[CLS] [SEP]", "<s> </s>", '"', "\\n"]
+
+
+def save_gpt2(folder: Path) -> Path:
+    """A decoder whose tokenizer adds no tokens of its own, and so makes nothing of an empty sentence."""
+    return save_family(folder, "gpt2")
+
+
+@pytest.mark.parametrize("task", ["cola", "mrpc"])
+@pytest.mark.parametrize("save", [save_bert, save_roberta, save_gpt2])
+def test_sentences_of_any_length_and_script_go_through_training_evaluation_and_prediction(save, task, tmp_path, capsys):
+    model, data = save(tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    header, row = ROWS[task]
+    pairs = [(first, ODD[(i + shift) % len(ODD)]) for shift in (0, 1, 6) for i, first in enumerate(ODD)]
+    # Of two long ones transformers alone makes no pair: it would take all memory.
+    short = [pair for pair in pairs if min(map(len, pair)) < 1000]
+    for name, its in (("train.tsv", pairs), ("dev.tsv", short)):
+        rows = [row(i, first, second) for i, (first, second) in enumerate(its)]
+        (data / name).write_text("\n".join([header, *rows] if header else rows) + "\n")
+    n_columns = max(TASKS[task].test_sentences) + 1
+    tests = [["index"] * n_columns] + [[str(i)] * n_columns for i in range(len(pairs))]
+    for cells, pair in zip(tests[1:], pairs, strict=True):
+        for column, sentence in zip(TASKS[task].test_sentences, pair, strict=False):
+            cells[column] = sentence
+    (data / "test.tsv").write_text("".join("\t".join(cells) + "\n" for cells in tests))
+
+    flags = "--do_train --do_eval --evaluate_during_training --max_steps 8 --logging_steps 4 --save_steps 0"
+    with bounded(seconds=60, megabytes=600):
+        run_here(*arguments(task, model, data, tmp_path / "run", *flags.split(), "--replacing_rate", 0.7))
+    losses = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for line in losses for value in line.values())
+    if save is not save_gpt2:  # to whose tokenizer an empty sentence is nothing, and transformers stops there
+        assert read_results(tmp_path / "run") == pytest.approx(score_again(tmp_path / "run", data, task))
+    where = ["--model_name_or_path", tmp_path / "run", "--task_name", task, "--data_dir", data, "--no_cuda"]
+    with bounded(seconds=60, megabytes=600):
+        predict_glue.main(predict_glue.parse_args([str(a) for a in [*where, "--output_dir", tmp_path / "predictions"]]))
+    predictions = (tmp_path / "predictions" / TASKS[task].submission_file).read_text().splitlines()
+    assert len(predictions) == 1 + len(pairs)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "deberta-v3"])
+def test_a_pair_of_long_sentences_is_cut_as_the_tokenizer_cuts_it(name, side, tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(save_family(tmp_path, name), truncation_side=side)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rng = random.Random(0)
+    for _ in range(200):
+        sizes = rng.choices([0, 1, 2, 5, 20, 100], k=2)
+        sentences = [" ".join(rng.choices(["good", "films", "é", "🎬", "x"], k=size)) for size in sizes]
+        examples, length = Examples([sentences[0]], [sentences[1]], None, ""), rng.choice([5, 6, 7, 8, 16, 33])
+        found = []
+        for is_long in (False, True):
+            monkeypatch.setattr(glue_processors, "_is_long_pair", lambda *_, is_long=is_long: is_long)
+            features = tokenize(examples, tokenizer, length, True)
+            found.append((features.input_ids.tolist(), features.token_type_ids.tolist()))
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("save", [save_bert, save_roberta])
+def test_pairs_of_long_sentences_take_little_memory_and_leave_the_tokenizer_as_it_was(save, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save(tmp_path, n_layer=2))
+    before = tokenizer.backend_tokenizer.to_str()
+    examples = Examples(["a", "good " * 50_000, "b"], ["c", "🎬 bad " * 40_000, "d"], None, "")
+    with bounded(seconds=20, megabytes=400):
+        features = tokenize(examples, tokenizer, 16, False)
+    shorter = examples._replace(first=["a", "good " * 50, "b"], second=["c", "🎬 bad " * 40, "d"])
+    assert np.array_equal(features.input_ids, tokenize(shorter, tokenizer, 16, False).input_ids)
+    assert tokenizer.backend_tokenizer.to_str() == before
