@@ -43,7 +43,7 @@ from fuzzing import (
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_convert_to_hf_ckpt import RELEASE
-from test_encoders import save_family
+from test_encoders import TAKES_TYPES, save_family
 from test_resume import stopped_run
 from test_run_glue import arguments, read_results, run_here, score_again
 from transformers import AutoTokenizer
@@ -472,7 +472,8 @@ def test_a_model_with_a_mutated_file_is_loaded_and_works_or_is_refused(n, name, 
         return "refused" if is_refused(load) else "loaded"
 
     outcomes = for_each(n, inputs, check)
-    assert outcomes["refused"] and outcomes["loaded"]
+    assert outcomes["loaded"]
+    assert outcomes["refused"] or name == "special_tokens_map.json"  # which old versions do not read
 
 
 HUGE = [10**6, 10**9, 10**12, 10**18, 10**30]
@@ -918,8 +919,8 @@ def test_a_pair_of_long_sentences_is_cut_as_the_tokenizer_cuts_it(name, side, tm
         found = []
         for is_long in (False, True):
             monkeypatch.setattr(glue_processors, "_is_long_pair", lambda *_, is_long=is_long: is_long)
-            features = tokenize(examples, tokenizer, length, True)
-            found.append((features.input_ids.tolist(), features.token_type_ids.tolist()))
+            features = tokenize(examples, tokenizer, length, token_type_ids=name in TAKES_TYPES)
+            found.append((features.input_ids.tolist(), np.array(features.token_type_ids).tolist()))
         assert found[0] == found[1]
 
 
