@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import logging
 import os
 import re
@@ -67,7 +68,9 @@ def load_config(path: str, config_name: str, cache_dir: str):
     no_folder = "" if os.path.isdir(name) else "no such folder, and on the Hub "
     with refusing(f"{name}: {no_folder}no config could be loaded"):
         check_counts(PretrainedConfig.get_config_dict(name, **cache)[0])
-        return AutoConfig.from_pretrained(name, **cache, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, **cache, trust_remote_code=False)
+        config.__dict__.pop("auto_map", None)  # the folder's own code, which is not run: nobody shall look for it later
+        return config
 
 
 def check_counts(value, name: str = "") -> None:
@@ -90,6 +93,7 @@ def load_tokenizer(name: str, cache_dir: str, do_lower_case: bool):
                 tokenizer = load(do_lower_case=True)
             else:
                 logger.warning("do_lower_case is ignored: %s is not a WordPiece tokenizer", type(tokenizer).__name__)
+        tokenizer.init_kwargs.pop("auto_map", None)  # as in the config
     if not tokenizer.is_fast:
         raise UserError(f"{name}: {type(tokenizer).__name__} has no fast version, which is needed here")
     longest = tokenizer.model_max_length
@@ -200,13 +204,16 @@ def as_it_was(tokenizer) -> Iterator[None]:
 
 
 def check_extent(folder: Path, config) -> None:
-    """ValueError where the config calls for far more than the folder's weights hold, before memory and time go there.
+    """ValueError where weights lie outside the folder, or the config calls for far more than they hold.
 
     What is missing is made anew: a damaged number would have the machine make a model without bounds.
     """
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]  # none where the model is on the Hub
     for file in folder.glob("*.bin"):
         check_archive(file)
+    for index in folder.glob("*.index.json"):
+        if any(Path(name).name != name for name in json.loads(index.read_text())["weight_map"].values()):
+            raise ValueError(f"{index.name} names a file that is not in the folder")
     n_bytes = sum(file.stat().st_size for file in files)
     n_layer = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if files and n_layer > n_bytes // 1000:

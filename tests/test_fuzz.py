@@ -43,7 +43,7 @@ from fuzzing import (
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_convert_to_hf_ckpt import RELEASE
-from test_encoders import save_family
+from test_encoders import TAKES_TYPES, save_family
 from test_resume import stopped_run
 from test_run_glue import arguments, read_results, run_here, score_again
 from transformers import AutoTokenizer
@@ -401,6 +401,7 @@ EDITED = {
     "tokenizer_config.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
     "special_tokens_map.json": edits(*TOKENIZER_KEYS.split(), values=TOKENIZER_VALUES),
     "model.safetensors": edits("__metadata__", values=TENSOR_VALUES),
+    "model.safetensors.index.json": edits(values=["../x", "/dev/zero", "model-00001-of-00009.safetensors"]),
 }
 MUTATED_FILES = [(name, "its JSON") for name in EDITED] + [(name, "its bytes") for name in [*EDITED, "vocab.txt"]]
 MUTATED_FILES += [("pytorch_model.bin", how) for how in ("its bytes", "its pickle", "of the old format")]
@@ -441,6 +442,10 @@ def test_a_model_with_a_mutated_file_is_loaded_and_works_or_is_refused(n, name, 
         save_tokenizer_as_it_is(folder)
     if name == "vocab.txt":
         (folder / "tokenizer.json").unlink()
+    if name == "model.safetensors.index.json":
+        model = load_model(str(folder), LABELS, max_seq_length=16).model
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="20KB")
     if name == "pytorch_model.bin":
         save_pickled(folder, _use_new_zipfile_serialization=how != "of the old format")
     path, inputs = folder / name, CHANGES
@@ -467,7 +472,8 @@ def test_a_model_with_a_mutated_file_is_loaded_and_works_or_is_refused(n, name, 
         return "refused" if is_refused(load) else "loaded"
 
     outcomes = for_each(n, inputs, check)
-    assert outcomes["refused"] and outcomes["loaded"]
+    assert outcomes["loaded"]
+    assert outcomes["refused"] or name == "special_tokens_map.json"  # which old versions do not read
 
 
 HUGE = [10**6, 10**9, 10**12, 10**18, 10**30]
@@ -510,10 +516,10 @@ def test_weights_that_would_unpack_to_a_thousand_times_their_size_are_refused(me
     target = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as archive:
         for name in source.namelist():
-            bomb = bytes(5 * 10**8) if Path(name).name == member else b""
+            bomb = bytes(10**8) if Path(name).name == member else b""
             archive.writestr(name, source.read(name) + bomb, zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED)
     path.write_bytes(target.getvalue())
-    with bounded(seconds=5, megabytes=100), pytest.raises(UserError, match=r"pytorch_model.bin would unpack to 5"):
+    with bounded(seconds=5, megabytes=50), pytest.raises(UserError, match=r"pytorch_model.bin would unpack to 100,"):
         load_model(str(folder), LABELS, max_seq_length=16)
 
 
@@ -876,9 +882,9 @@ def test_sentences_of_any_length_and_script_go_through_training_evaluation_and_p
     model, data = save(tmp_path / "model"), tmp_path / "data"
     data.mkdir()
     header, row = ROWS[task]
-    pairs = [(first, ODD[(i + shift) % len(ODD)]) for shift in (0, 1, 6) for i, first in enumerate(ODD)]
-    # Of two long ones transformers alone makes no pair: it would take all memory.
-    short = [pair for pair in pairs if min(map(len, pair)) < 1000]
+    pairs = [(first, ODD[(i + shift) % len(ODD)]) for shift in (0, 6) for i, first in enumerate(ODD)]
+    # Transformers alone needs all memory for a pair of long ones, and takes one row without a second as no pair.
+    short = [pair for pair in pairs if min(map(len, pair)) < 1000 and pair[1]]
     for name, its in (("train.tsv", pairs), ("dev.tsv", short)):
         rows = [row(i, first, second) for i, (first, second) in enumerate(its)]
         (data / name).write_text("\n".join([header, *rows] if header else rows) + "\n")
@@ -909,15 +915,15 @@ def test_a_pair_of_long_sentences_is_cut_as_the_tokenizer_cuts_it(name, side, tm
     tokenizer = AutoTokenizer.from_pretrained(save_family(tmp_path, name), truncation_side=side)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     rng = random.Random(0)
-    for _ in range(200):
+    for _ in range(60):
         sizes = rng.choices([0, 1, 2, 5, 20, 100], k=2)
         sentences = [" ".join(rng.choices(["good", "films", "é", "🎬", "x"], k=size)) for size in sizes]
         examples, length = Examples([sentences[0]], [sentences[1]], None, ""), rng.choice([5, 6, 7, 8, 16, 33])
         found = []
         for is_long in (False, True):
             monkeypatch.setattr(glue_processors, "_is_long_pair", lambda *_, is_long=is_long: is_long)
-            features = tokenize(examples, tokenizer, length, True)
-            found.append((features.input_ids.tolist(), features.token_type_ids.tolist()))
+            features = tokenize(examples, tokenizer, length, token_type_ids=name in TAKES_TYPES)
+            found.append((features.input_ids.tolist(), np.array(features.token_type_ids).tolist()))
         assert found[0] == found[1]
 
 

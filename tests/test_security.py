@@ -1,4 +1,4 @@
-"""Nothing that is loaded can run code."""
+"""Nothing that is loaded runs code: each file here does when it is loaded carelessly, which is tried first."""
 
 import io
 import json
@@ -7,235 +7,429 @@ import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import download_glue
+import convert_to_hf_ckpt
 import numpy as np
+import predict_glue
 import pytest
 import torch
-from conftest import write_glue
-from test_resume import LINEAR, command, stopped_run
-from test_run_glue import ROOT, arguments, run_here
+import transformers
+from conftest import save_bert, write_glue
+from safetensors.torch import load_file, save_file
+from test_convert_to_hf_ckpt import RELEASE
+from test_resume import stopped_run
+from test_run_glue import arguments, read_results, run_here
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-import run_glue
-from bert_of_theseus import run_folder, training_state
-from bert_of_theseus.classifier import UserError, load_model
-from glue_processors import TASKS, cached_features, read_examples
+from bert_of_theseus import run_folder
+from glue_processors import TASKS, read_examples
+
+ROOT = Path(__file__).parents[1]
 
 
-class Bomb:
-    """Makes a file when it is unpickled."""
+class MakesFolder:
+    """An object that makes a folder when it is unpickled."""
 
-    def __init__(self, mark: Path):
-        self.mark = str(mark)
+    def __init__(self, path: Path):
+        self.path = path
 
     def __reduce__(self):
-        return os.mkdir, (self.mark,)
+        return os.mkdir, (str(self.path),)
+
+
+class Trap:
+    """Where a trap tells that it was sprung, and files that are one."""
+
+    def __init__(self, folder: Path):
+        self.marker = folder / "sprung"
+
+    def is_sprung(self) -> bool:
+        return self.marker.exists()
+
+    def springs(self, load, *args, **options) -> None:
+        """Make sure that a careless call springs it, and set it again."""
+        try:
+            load(*args, **options)
+        except Exception:  # once the code has run, what was loaded may well be nothing
+            assert self.is_sprung()
+        assert self.is_sprung()
+        self.marker.rmdir() if self.marker.is_dir() else self.marker.unlink()
+
+    def pickled(self, path: Path, how: str, weights: dict | None = None) -> None:
+        """Write weights and code to `path` as torch does now ("zip") or did ("old"), or as pickle does ("bare")."""
+        content = (weights or {}) | {"classifier.bias": MakesFolder(self.marker)}
+        if how == "bare":
+            path.write_bytes(pickle.dumps(content))
+            self.springs(pickle.loads, path.read_bytes())
+        else:
+            torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+            self.springs(torch.load, io.BytesIO(path.read_bytes()), weights_only=False)
 
 
 @pytest.fixture
-def mark(tmp_path):
-    """What no test may make; each shows first that its bomb would."""
-    path = tmp_path / "code was run"
-    yield path
-    assert not path.exists()
+def trap(tmp_path) -> Trap:
+    return Trap(tmp_path)
 
 
-def fires(mark: Path, load) -> None:
-    """The bomb works where it is loaded carelessly."""
-    load()
-    assert mark.is_dir()
-    mark.rmdir()
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_glue(tmp_path_factory.mktemp("data") / "MRPC", "mrpc", n_train=16, n_dev=8)
 
 
-def tensors_with(bomb: Bomb, folder: Path, legacy: bool) -> bytes:
-    """A file of torch.save, of a model's weights and one thing more."""
-    model, _, _ = load_model(str(folder), ("0", "1"), max_seq_length=32)
-    file = io.BytesIO()
-    torch.save(model.state_dict() | {"more": bomb}, file, _use_new_zipfile_serialization=not legacy)
-    return file.getvalue()
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return save_bert(tmp_path / "model", n_layer=2)
 
 
-# ---------------------------------------------------------------------------------------------- models
+def refusal(capsys, call, *args) -> str:
+    """The one line in which a call is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        call(*args)
+    assert isinstance(end.value.code, str) and len(end.value.code.splitlines()) == 1
+    assert not [line for line in capsys.readouterr().err.splitlines() if "Error" in line]
+    return end.value.code
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_pickle_among_the_weights_is_refused(bert_folder, tmp_path, mark, legacy):
-    folder = shutil.copytree(bert_folder, tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    weights = folder / "pytorch_model.bin"
-    weights.write_bytes(tensors_with(Bomb(mark), bert_folder, legacy))
-    fires(mark, lambda: torch.load(weights, weights_only=False))
-    with pytest.raises(UserError, match="no model could be loaded"):
-        load_model(str(folder), ("0", "1"), max_seq_length=32)
+def train(model: Path, data: Path, output: Path, *more: object) -> None:
+    run_here(*arguments("mrpc", model, data, output, "--do_train", "--do_eval", "--max_steps", 2, *more))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json"])
-def test_a_pickle_in_the_place_of_a_model_s_file_is_refused(bert_folder, tmp_path, mark, name):
-    folder = shutil.copytree(bert_folder, tmp_path / "model")
-    (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
-    fires(mark, lambda: pickle.loads((folder / name).read_bytes()))
-    with pytest.raises(UserError):
-        load_model(str(folder), ("0", "1"), max_seq_length=32)
+def predict(model: Path, data: Path, output: Path) -> None:
+    shutil.copy(data / "dev.tsv", data / "test.tsv")
+    flags = ["--model_name_or_path", model, "--task_name", "mrpc", "--data_dir", data, "--output_dir", output]
+    predict_glue.main(predict_glue.parse_args([str(a) for a in [*flags, "--max_seq_length", 32]]))
 
 
-def test_pickles_beside_a_model_are_not_looked_at(bert_folder, tmp_path, mark):
-    folder = shutil.copytree(bert_folder, tmp_path / "model")
-    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin"):
-        (folder / name).write_bytes(tensors_with(Bomb(mark), bert_folder, legacy=False))
-    fires(mark, lambda: torch.load(folder / "optimizer.pt", weights_only=False))
-    load_model(str(folder), ("0", "1"), max_seq_length=32)
+# --------------------------------------------------------------------------------------------- pickles
 
 
-@pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
-def test_a_model_s_own_code_is_not_run(bert_folder, tmp_path, mark, place):
-    folder = shutil.copytree(bert_folder, tmp_path / "model")
-    module = folder / "own_code.py"
-    module.write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Own: pass\n")
-    fires(mark, lambda: exec(compile(module.read_text(), str(module), "exec"), {}))
-    config = json.loads((folder / place).read_text())
-    config["auto_map"] = {
-        "AutoConfig": "own_code.Own",
-        "AutoModelForSequenceClassification": "own_code.Own",
-        "AutoTokenizer": ["own_code.Own", "own_code.Own"],
-    }
-    for kind in ({}, {"model_type": "own"} if place == "config.json" else {"tokenizer_class": "Own"}):
-        (folder / place).write_text(json.dumps(config | kind))
-        try:  # where transformers knows the model itself, it is loaded without that code
-            load_model(str(folder), ("0", "1"), max_seq_length=32)
-        except UserError:
-            assert kind
+@pytest.mark.parametrize("how", ["zip", "old", "bare"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_code_among_a_model_s_weights_is_not_run(name, how, trap, model, data, tmp_path, capsys):
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    trap.pickled(model / name, how, weights)
+    for call in (train, predict):
+        assert f"{model}: no model could be loaded" in refusal(capsys, call, model, data, tmp_path / "output")
+    assert not trap.is_sprung() and not (tmp_path / "output").exists()
 
 
-def test_a_sharded_model_s_index_is_read_from_its_folder_alone(bert_folder, tmp_path, mark):
-    folder = shutil.copytree(bert_folder, tmp_path / "inside" / "model")
-    weights = tmp_path / "outside.safetensors"
-    shutil.move(folder / "model.safetensors", weights)
-    (tmp_path / "outside.bin").write_bytes(tensors_with(Bomb(mark), bert_folder, legacy=False))
-    fires(mark, lambda: torch.load(tmp_path / "outside.bin", weights_only=False))
-    for kind, index in (("bin", "pytorch_model.bin.index.json"), ("bin", "model.safetensors.index.json")):
-        (folder / index).write_text(
-            json.dumps({"metadata": {}, "weight_map": {"classifier.bias": f"../../outside.{kind}"}})
-        )
-        with pytest.raises(UserError):
-            load_model(str(folder), ("0", "1"), max_seq_length=32)
+@pytest.mark.parametrize("how", ["zip", "old"])
+def test_code_in_a_part_of_a_model_s_weights_is_not_run(how, trap, model, data, tmp_path, capsys):
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    trap.pickled(model / "pytorch_model-00001-of-00001.bin", how, weights)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert "no model could be loaded" in refusal(capsys, train, model, data, tmp_path / "output")
+    assert not trap.is_sprung()
 
 
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_checkpoint_of_the_2020_release_is_converted_without_running_anything(bert_folder, tmp_path, mark, legacy):
-    source = tmp_path / "old"
-    source.mkdir()
-    shutil.copy(bert_folder / "config.json", source)
-    (source / "pytorch_model.bin").write_bytes(tensors_with(Bomb(mark), bert_folder, legacy))
-    fires(mark, lambda: torch.load(source / "pytorch_model.bin", weights_only=False))
-    script = [sys.executable, "scripts/convert_to_hf_ckpt.py", source, tmp_path / "new"]
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "nothing in it was run" in done.stderr and len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "new").exists()
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("up", ["../", "../../", "{}/"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_an_index_does_not_lead_to_files_outside_of_the_model_s_folder(
+    kind, up, sound, trap, model, data, tmp_path, capsys
+):
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    folder = Path(shutil.move(model, tmp_path / "deep" / "model")) if up == "../../" else model
+    outside = tmp_path / f"weights.{kind}"
+    if sound:
+        save_file(weights, outside) if kind == "safetensors" else torch.save(weights, outside)
+    else:
+        trap.pickled(outside, "zip", weights)
+    name = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}[kind]
+    weight_map = dict.fromkeys(weights, up.format(tmp_path) + outside.name)
+    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    reason = refusal(capsys, train, folder, data, tmp_path / "output")
+    assert f"{name}.index.json names a file that is not in the folder" in reason
+    assert not trap.is_sprung()
 
 
-# ------------------------------------------------------------------------------------------------ runs
+BESIDE = ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "pytorch_model.pkl"]
 
 
-def test_a_pickle_in_the_place_of_a_run_s_state_is_refused(bert_folder, tmp_path, mark, monkeypatch):
-    data = write_glue(tmp_path / "MRPC", "mrpc")
-    args = command(bert_folder, data, tmp_path / "o", *LINEAR.split())
-    stopped_run(3, monkeypatch, *args)
-    state = run_folder.newest_state(tmp_path / "o") / run_folder.STATE
-    tensors, figures = training_state.read(state)
-    for legacy in (False, True):
-        torch.save({"tensors": tensors, "figures": figures, "more": Bomb(mark)}, state)
-        fires(mark, lambda: torch.load(io.BytesIO(state.read_bytes()), weights_only=False))
-        if legacy:
-            state.write_bytes(pickle.dumps(Bomb(mark)))
-        with pytest.raises(SystemExit, match="the run cannot go on from training_state"):
-            run_here(*args, "--resume")
+@pytest.mark.parametrize("how", ["zip", "old", "bare"])
+def test_pickles_beside_a_model_are_not_read(how, trap, model, data, tmp_path):
+    for name in BESIDE:
+        trap.pickled(model / name, how)
+    train(model, data, tmp_path / "output", "--save_steps", 1, "--replacing_rate", 0.9, "--eval_all_checkpoints")
+    for name in BESIDE:
+        trap.pickled(tmp_path / "output" / name, how)
+        trap.pickled(tmp_path / "output" / "checkpoint-1" / name, how)
+    run_here(*arguments("mrpc", model, data, tmp_path / "output", "--do_eval", "--eval_all_checkpoints"))
+    predict(tmp_path / "output", data, tmp_path / "predictions")
+    assert (tmp_path / "predictions" / "MRPC.tsv").is_file() and not trap.is_sprung()
 
 
-def test_a_pickle_in_the_features_cache_is_made_anew(bert_folder, tmp_path, mark, caplog):
-    data = write_glue(tmp_path / "MRPC", "mrpc")
-    examples = read_examples(TASKS["mrpc"], data, "dev")
-    tokenizer = load_model(str(bert_folder), ("0", "1"), max_seq_length=32).tokenizer
-
-    def features():
-        return cached_features(TASKS["mrpc"], "dev", examples, tokenizer, 32, True, [data])
-
-    expected = features()
-    (cache,) = data.glob("cached_dev*")
-    with np.load(cache) as arrays:
-        content = dict(arrays)
-    for name in content:
-        bomb = np.empty(len(expected), dtype=object)
-        bomb[0] = Bomb(mark)
-        np.savez(cache, **(content | {name: bomb}))
-
-        def load(name=name):
-            with np.load(cache, allow_pickle=True) as arrays:
-                return arrays[name]
-
-        fires(mark, load)
-        caplog.clear()
-        assert np.array_equal(features().input_ids, expected.input_ids) and "is made anew" in caplog.text
-    cache.write_bytes(pickle.dumps(Bomb(mark)))
-    assert np.array_equal(features().input_ids, expected.input_ids)
+@pytest.mark.parametrize("name", ["key", "input_ids", "lengths", "token_type_ids", "labels"])
+def test_code_in_a_cache_of_features_is_not_run_and_the_cache_made_anew(name, trap, model, data, tmp_path, caplog):
+    folder = Path(shutil.copytree(data, tmp_path / "MRPC"))
+    run_here(*arguments("mrpc", model, folder, tmp_path / "expected", "--do_eval"))
+    (path,) = folder.glob("cached_dev_*.npz")
+    with np.load(path) as arrays:
+        sound = dict(arrays)
+    np.savez(path, allow_pickle=True, **sound | {name: np.array([MakesFolder(trap.marker)], dtype=object)})
+    trap.springs(lambda: np.load(path, allow_pickle=True)[name])
+    run_here(*arguments("mrpc", model, folder, tmp_path / "output", "--do_eval"))
+    assert not trap.is_sprung()
+    assert read_results(tmp_path / "output") == read_results(tmp_path / "expected")
+    assert f"{path} is damaged" in caplog.text
+    with np.load(path) as arrays:
+        assert all(np.array_equal(arrays[name], array) for name, array in sound.items())
 
 
-def test_a_pickle_in_the_place_of_a_run_s_records_is_refused(bert_folder, tmp_path, mark):
-    data, output = write_glue(tmp_path / "MRPC", "mrpc"), tmp_path / "o"
-    output.mkdir()
-    for name in (run_folder.STARTED, run_folder.FINISHED):
-        (output / name).write_bytes(pickle.dumps(Bomb(mark)))
-        with pytest.raises(SystemExit, match="damaged, or no record of a run"):
-            run_here(*arguments("mrpc", bert_folder, data, output, "--do_train", "--resume"))
-    for name in ("train.tsv", "dev.tsv"):
-        (data / name).write_bytes(pickle.dumps(Bomb(mark)))
-        fires(mark, lambda: pickle.loads((data / "train.tsv").read_bytes()))
-        with pytest.raises(SystemExit, match=r"train\.tsv:1: "):
-            run_here(*arguments("mrpc", bert_folder, data, tmp_path / "p", "--do_train"))
+def test_a_cache_of_features_that_is_a_pickle_is_not_read(trap, model, data, tmp_path):
+    folder = Path(shutil.copytree(data, tmp_path / "MRPC"))
+    run_here(*arguments("mrpc", model, folder, tmp_path / "expected", "--do_eval"))
+    (path,) = folder.glob("cached_dev_*.npz")
+    path.write_bytes(pickle.dumps({"key": MakesFolder(trap.marker)}))
+    trap.springs(np.load, path, allow_pickle=True)
+    run_here(*arguments("mrpc", model, folder, tmp_path / "output", "--do_eval"))
+    assert not trap.is_sprung()
+    assert read_results(tmp_path / "output") == read_results(tmp_path / "expected")
 
 
-# ------------------------------------------------------------------------------------- names, archives
+@pytest.mark.parametrize("how", ["zip", "old", "bare"])
+def test_code_in_the_state_of_an_unfinished_run_is_not_run(how, trap, model, data, tmp_path, monkeypatch, capsys):
+    argv = arguments("mrpc", model, data, tmp_path / "run", "--do_train", "--max_steps", 4, "--replacing_rate", 0.9)
+    stopped_run(2, monkeypatch, *argv)
+    (state,) = tmp_path.glob(f"run/checkpoint-*/{run_folder.STATE}")
+    trap.pickled(state, how)
+    assert f"cannot go on from {run_folder.STATE} (damaged" in refusal(capsys, run_here, *argv, "--resume")
+    assert not trap.is_sprung()
 
 
-@pytest.mark.parametrize("name", ["$(mkdir MARK)", "`mkdir MARK`", "; mkdir MARK ;", "a && mkdir MARK", "|mkdir MARK"])
-def test_names_are_not_run_by_the_shell_scripts(bert_folder, tmp_path, mark, name):
-    name = name.replace("MARK", "marked")  # in the folder in which the scripts run
-    subprocess.run(["bash", "-c", f"true {name}"], cwd=tmp_path)
-    assert (tmp_path / "marked").is_dir()
-    (tmp_path / "marked").rmdir()
-    data, models = tmp_path / name / "data", tmp_path / name / "models"
-    write_glue(data / "MRPC", "mrpc")
-    shutil.copytree(bert_folder, models / "MRPC")
-    settings = {"GLUE_DIR": str(data), "PREDECESSORS": str(models), "OUTPUT_DIR": str(tmp_path / name / "runs")}
-    settings |= {"TASKS": "MRPC", "KS": "0.1", "PYTHON": sys.executable}
-    sweep = [ROOT / "scripts" / "sweep.sh", "--list"]
-    listed = subprocess.run(sweep, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
-    assert listed.returncode == 0 and str(tmp_path) in listed.stdout
-    dry = listed.stdout.replace(f"{sys.executable} ", "printf '%s\\n' ", 1)
-    printed = subprocess.run(["bash", "-c", dry], cwd=tmp_path, capture_output=True, text=True).stdout
-    assert str(data / "MRPC") in printed.splitlines()  # as one word
-    for variable in ("TASKS", "KS", "SEEDS", "LEARNING_RATES", "REPLACING_RATES"):
-        bad = os.environ | settings | {variable: name}
-        subprocess.run(sweep, cwd=tmp_path, env=bad, capture_output=True)
-    for flag in ("--task", "--model", "--output_dir"):
-        quickstart = [ROOT / "scripts" / "quickstart.sh", "--task", "none", flag, name]
-        subprocess.run(quickstart, cwd=tmp_path, env=os.environ | {"PYTHON": "false"}, capture_output=True)
-    assert not (tmp_path / "marked").exists()
+@pytest.mark.parametrize("how", ["zip", "old", "bare"])
+def test_code_in_a_checkpoint_of_2020_is_not_run(how, trap, tmp_path, capsys):
+    release = Path(shutil.copytree(RELEASE, tmp_path / "release"))
+    weights = torch.load(release / "pytorch_model.bin", weights_only=True)
+    trap.pickled(release / "pytorch_model.bin", how, weights)
+    args = convert_to_hf_ckpt.parse_args([str(release), str(tmp_path / "converted")])
+    assert "nothing in it was run" in refusal(capsys, convert_to_hf_ckpt.main, args)
+    assert not trap.is_sprung() and not (tmp_path / "converted").exists()
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "CoLA/../../evil", "C:\\evil", "CoLA\\..\\..\\evil"])
-def test_members_of_an_archive_do_not_leave_their_folder(tmp_path, name):
-    archive = tmp_path / "CoLA.zip"
-    with zipfile.ZipFile(archive, "w") as members:
-        for file in ("CoLA/train.tsv", "CoLA/dev.tsv", "CoLA/test.tsv", name):
-            members.writestr(file, "x")
-    folder = tmp_path / "glue" / "CoLA"
-    folder.mkdir(parents=True)
-    before = set(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="leads outside the folder"):
-        download_glue.unzip([archive], folder, ["train.tsv", "dev.tsv", "test.tsv"])
-    assert set(tmp_path.rglob("*")) == before
+def test_pickles_beside_a_checkpoint_of_2020_are_not_read_or_copied(trap, tmp_path):
+    release = Path(shutil.copytree(RELEASE, tmp_path / "release"))
+    for name in BESIDE:
+        trap.pickled(release / name, "old")
+    convert_to_hf_ckpt.main(convert_to_hf_ckpt.parse_args([str(release), str(tmp_path / "converted")]))
+    assert not trap.is_sprung()
+    assert not {path.name for path in (tmp_path / "converted").iterdir()} & set(BESIDE)
+
+
+TOKENIZER_FILES = "tokenizer.json vocab.txt tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt "
+TOKENIZER_FILES += "vocab.json tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja"
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES.split())
+def test_a_tokenizer_s_file_that_is_a_pickle_is_not_unpickled(name, trap, model, data, tmp_path, capsys):
+    if name == "vocab.txt":
+        (model / "tokenizer.json").unlink()
+    trap.pickled(model / name, "bare")
+    try:
+        train(model, data, tmp_path / "output")  # where it is none of the files that a BERT's tokenizer has
+    except SystemExit as end:
+        assert "no tokenizer could be loaded" in end.code and len(end.code.splitlines()) == 1
+    assert not trap.is_sprung()
+
+
+# --------------------------------------------------------------------------------------- a folder's own code
+
+EVIL = """
+from pathlib import Path
+Path({marker!r}).touch()
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+class EvilConfig(BertConfig):
+    model_type = {model_type!r}
+class EvilModel(BertForSequenceClassification):
+    config_class = EvilConfig
+class EvilTokenizer(BertTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch) -> None:
+    """Where transformers puts the code that it is allowed to load."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("transformers_modules"):
+            del sys.modules[name]
+
+
+def edit(path: Path, **more) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def hide_code(folder: Path, trap: Trap, model_type: str) -> None:
+    """Have config and tokenizer name classes of a module in the folder."""
+    (folder / "evil.py").write_text(EVIL.format(marker=str(trap.marker), model_type=model_type))
+    classes = {"AutoConfig": "evil.EvilConfig"}
+    classes |= dict.fromkeys(("AutoModel", "AutoModelForSequenceClassification"), "evil.EvilModel")
+    edit(folder / "config.json", auto_map=classes, model_type=model_type, architectures=["EvilModel"])
+    tokenizers = {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
+    edit(folder / "tokenizer_config.json", auto_map=tokenizers, tokenizer_class="EvilTokenizer")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "evil"])
+def test_a_model_folder_s_own_code_is_not_run(model_type, trap, model, data, modules, tmp_path):
+    hide_code(model, trap, model_type)
+    trap.springs(AutoConfig.from_pretrained, model, trust_remote_code=True)
+    try:
+        train(model, data, tmp_path / "output", "--replacing_rate", 0.9)
+    except SystemExit as end:
+        assert len(end.code.splitlines()) == 1
+        assert ("could be loaded" in end.code and model_type == "evil") or "tokenizer" in end.code
+    else:
+        assert model_type == "bert"
+        assert not [path for path in (tmp_path / "output").rglob("*.json") if "vil" in path.read_text()]
+    assert not trap.is_sprung()
+
+
+@pytest.mark.parametrize("auto", [AutoModelForSequenceClassification, AutoTokenizer])
+def test_a_tokenizer_s_or_a_model_s_own_code_is_not_run_where_the_rest_is_sound(
+    auto, trap, model, data, modules, tmp_path, capsys
+):
+    sound = save_bert(tmp_path / "sound", n_layer=2)
+    hide_code(model, trap, "bert")
+    if auto is AutoTokenizer:
+        shutil.copy(sound / "config.json", model)
+    else:
+        shutil.copy(sound / "tokenizer_config.json", model)
+    trap.springs(auto.from_pretrained, model, trust_remote_code=True)
+    try:
+        train(model, data, tmp_path / "output", "--replacing_rate", 0.9, "--do_lower_case")
+    except SystemExit as end:
+        assert len(end.code.splitlines()) == 1 and "no tokenizer could be loaded" in end.code
+        assert auto is AutoTokenizer
+    else:
+        assert not [path for path in (tmp_path / "output").rglob("*.json") if "vil" in path.read_text()]
+    assert not trap.is_sprung()
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+NAME = "a'b'\"c\" $(touch marker) `touch marker` ${IFS};touch marker&touch marker|touch marker\n*?[a]<x>\\ -x"
+
+# An interpreter that notes its arguments and does what the scripts wait for.
+FAKE_PYTHON = f"""#!{sys.executable} -IS
+import json, os, sys
+with open(os.environ["NOTES"], "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + chr(10))
+if "--output_dir" in sys.argv:
+    folder = sys.argv[sys.argv.index("--output_dir") + 1]
+    os.makedirs(folder, exist_ok=True)
+    with open(folder + "/run.json", "w") as file:
+        json.dump(dict(main_metric="acc", last=dict(main=0.75)), file)
+elif sys.argv[1] == "-":
+    print("0.01")
+"""
+
+
+def make_executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def notes(path: Path) -> list[list[str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def bash(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GLUE_DIR", "CUDA_VISIBLE_DEVICES")}
+    words = ["bash", *map(str, command)]
+    return subprocess.run(words, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=60)
+
+
+def markers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name == "marker"]
+
+
+def test_the_name_that_is_tried_runs_commands_where_it_is_not_quoted(tmp_path):
+    bash("-c", f"echo {NAME}", cwd=tmp_path)
+    assert markers(tmp_path)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_sweep_takes_names_as_they_are(listed, tmp_path):
+    odd = tmp_path / NAME
+    (odd / "data" / "MRPC").mkdir(parents=True)
+    (odd / "models" / "MRPC").mkdir(parents=True)
+    (odd / "models" / "MRPC" / "config.json").write_text("{}")
+    folders = {"GLUE_DIR": str(odd / "data"), "PREDECESSORS": str(odd / "models"), "OUTPUT_DIR": str(odd / "runs")}
+    python = make_executable(tmp_path / f"bin {NAME}" / "python", FAKE_PYTHON)
+    settings = folders | {"TASKS": "MRPC", "KS": "0.1", "PYTHON": str(python), "NOTES": str(tmp_path / "notes")}
+    script = ROOT / "scripts" / "sweep.sh"
+    more = ["--config_name", NAME]
+    done = bash(script, *(["--list"] if listed else []), "--", *more, cwd=tmp_path, **settings, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stderr
+    if listed:
+        (command,) = done.stdout.splitlines()
+        assert bash("-c", command, cwd=tmp_path, **settings).returncode == 0
+    run = notes(tmp_path / "notes")[0]
+    assert run[run.index("--model_name_or_path") + 1] == str(odd / "models" / "MRPC")
+    assert run[run.index("--data_dir") + 1] == str(odd / "data" / "MRPC")
+    assert run[run.index("--output_dir") + 1].startswith(str(odd / "runs" / "MRPC"))
+    assert run[-2:] == more
+    assert not markers(tmp_path)
+
+
+@pytest.mark.parametrize("variable", ["TASKS", "LEARNING_RATES", "REPLACING_RATES", "KS", "STEPS", "SEEDS"])
+def test_the_sweep_refuses_what_is_no_number_or_task(variable, tmp_path):
+    write_glue(tmp_path / "data" / "MRPC", "mrpc")
+    (tmp_path / "models" / "MRPC").mkdir(parents=True)
+    (tmp_path / "models" / "MRPC" / "config.json").write_text("{}")
+    settings = {"GLUE_DIR": "data", "PREDECESSORS": "models", "OUTPUT_DIR": "runs", "TASKS": "MRPC", "KS": "0.1"}
+    python = make_executable(tmp_path / "bin" / "python", FAKE_PYTHON)
+    settings |= {"PYTHON": str(python), "NOTES": str(tmp_path / "notes")}
+    code = ["$(touch${IFS}marker)", "`touch${IFS}marker`", "a[$(touch${IFS}marker)]", "1;touch marker", "../x", "*"]
+    for value in code:
+        done = bash(ROOT / "scripts" / "sweep.sh", cwd=tmp_path, **settings | {variable: value})
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, value
+    assert not markers(tmp_path) and not (tmp_path / "notes").exists()
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_the_quickstart_takes_names_as_they_are(is_folder, tmp_path):
+    root = tmp_path / NAME / "project"
+    (root / "scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "quickstart.sh", root / "scripts")
+    make_executable(root / ".venv" / "bin" / "python", FAKE_PYTHON)
+    make_executable(root / ".venv" / "bin" / "pip", "#!/bin/sh\n")
+    write_glue(tmp_path / "data" / "MRPC", "mrpc")
+    glue = Path(shutil.move(tmp_path / "data", tmp_path / f"data {NAME}"))
+    model = tmp_path / f"model {NAME}" if is_folder else f"someone/{NAME}"
+    if is_folder:
+        model.mkdir()
+    output = tmp_path / f"output {NAME}"
+    settings = {"GLUE_DIR": str(glue), "NOTES": str(tmp_path / "notes")}
+    done = bash(root / "scripts" / "quickstart.sh", "--model", model, "--output_dir", output, cwd=tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
+    first, *_ = (run for run in notes(tmp_path / "notes") if run[0] == "run_glue.py")
+    assert first[first.index("--model_name_or_path") + 1] == str(model)
+    assert first[first.index("--data_dir") + 1] == str(glue / "MRPC")
+    assert first[first.index("--output_dir") + 1].startswith(str(output))
+    assert not markers(tmp_path)
+
+
+def test_a_folder_of_an_odd_name_is_trained_evaluated_and_predicted_with(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / NAME.replace("\n", " ")
+    model = save_bert(odd / "model", n_layer=2)
+    train(model, data, odd / "run", "--replacing_rate", 0.9, "--save_steps", 1)
+    predict(odd / "run", data, odd / "predictions")
+    assert len(read_examples(TASKS["mrpc"], data, "test").first) == 8
+    assert not markers(tmp_path)
 
 
 def test_no_code_of_ours_trusts_what_it_loads():
@@ -249,4 +443,3 @@ def test_no_code_of_ours_trusts_what_it_loads():
             assert not [line for line in found if f"_{word}" not in line and ".eval()" not in line], (path, word, found)
         assert "trust_remote_code=True" not in text and "allow_pickle=True" not in text
         assert text.count("torch.load(") == text.count("weights_only=True")
-    assert run_glue.__file__
