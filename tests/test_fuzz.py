@@ -608,7 +608,7 @@ def test_a_run_with_a_mutated_state_goes_on_or_is_refused(n, how, unfinished, tm
         json.dumps(progress.figures() | {"resumed": progress.resumed})
         scores = [score for score in (progress.predecessor, progress.last, progress.best) if score]
         run_glue.compare([("one", score, 1) for score in scores], "acc_and_f1")
-        assert progress.step == 3 and state[1]["log"].items()
+        assert progress.step == 3 and isinstance(state[1]["log"], dict)
         return "goes on"
 
     outcomes = for_each(n, edits(*STATE_KEYS.split(), values=STATE_VALUES) if how != "its bytes" else CHANGES, check)
