@@ -468,6 +468,30 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
     return metrics
 
 
+def compute_loyalty(task: Task, logits: np.ndarray, predecessor: np.ndarray) -> dict[str, float]:
+    """How far a successor answers as its predecessor does, right or wrong.
+
+    Args:
+        logits: (rows, labels), the successor's, in the table's order; (rows, 1) scores where there are no labels.
+        predecessor: likewise, the predecessor's on the same rows.
+
+    Returns:
+        `label_loyalty`, the share of rows with the same label, and `probability_loyalty`, the mean over the rows of
+        one less the square root of the Jensen-Shannon divergence to base 2 (Xu et al., "Beyond Preserved Accuracy",
+        EMNLP 2021); of scores `score_correlation`, Pearson's.
+    """
+    if not task.labels:
+        return {"score_correlation": compute_metrics(task, logits[:, 0], predecessor[:, 0])["pearson"]}
+    from scipy.spatial.distance import jensenshannon
+    from scipy.special import softmax
+
+    distances = jensenshannon(*(softmax(of.astype(np.float64), 1) for of in (logits, predecessor)), base=2, axis=1)
+    return {
+        "label_loyalty": float((logits.argmax(1) == predecessor.argmax(1)).mean()),
+        "probability_loyalty": float(1 - distances.mean()),
+    }
+
+
 def chance_score(task: Task, labels: np.ndarray) -> float:
     """The main metric of the best constant prediction: what a model that has learned nothing can score."""
     constants = range(task.num_labels) if task.labels else [0.0]

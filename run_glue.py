@@ -215,7 +215,15 @@ from bert_of_theseus.training import (
     train_batches,
     train_step,
 )
-from glue_processors import Features, Task, cached_features, chance_score, compute_metrics, read_examples
+from glue_processors import (
+    Features,
+    Task,
+    cached_features,
+    chance_score,
+    compute_loyalty,
+    compute_metrics,
+    read_examples,
+)
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 
@@ -232,10 +240,22 @@ class Score(NamedTuple):
     metrics: dict[str, float]
     main: float  # the main metric
     seconds: float  # for the pass over the dev set
+    loyalty: dict[str, float]  # of a successor to its predecessor
 
     def logged(self) -> dict[str, float]:
-        """The metrics under the names that they have in the logs."""
-        return {f"eval_{key}": value for key, value in self.metrics.items()}
+        """What was measured under the names that it has in the logs."""
+        return {f"eval_{key}": value for key, value in (self.metrics | self.loyalty).items()}
+
+
+@dataclass
+class DevSets:
+    """What a task's models are evaluated on; false where that is nothing."""
+
+    features: dict[str, Features]  # by the name of the dev set's task
+    predecessor: dict[str, np.ndarray] = field(default_factory=dict)  # its logits, once there are any
+
+    def __bool__(self) -> bool:
+        return bool(self.features)
 
 
 def read_dev_sets(args: argparse.Namespace, task: Task) -> dict:
@@ -244,22 +264,37 @@ def read_dev_sets(args: argparse.Namespace, task: Task) -> dict:
     return {name: read_examples(TASKS[name], args.data_dir, "dev") for name in names}
 
 
-def evaluate(
-    task: Task, loaded: Loaded, dev_features: dict[str, Features], batch_size: int, check: Callable = lambda: None
-) -> Score:
-    """Score the model on the task's dev sets; with several of them the metrics' names tell which.
+def predict_dev(
+    task: Task, loaded: Loaded, dev_sets: DevSets, batch_size: int, check: Callable = lambda: None
+) -> tuple[dict[str, np.ndarray], float]:
+    """The model's logits for each dev set, (rows, outputs) in the table's order of labels, and the seconds it took.
 
     `check` is called before each batch, and may raise an error.
     """
-    metrics, seconds = {}, 0.0
-    for name, features in dev_features.items():
-        start = time.perf_counter()
-        logits = predict(loaded.model, features, batch_size, loaded.tokenizer.pad_token_id or 0, check)
-        seconds += time.perf_counter() - start
-        predictions = logits[:, loaded.label_order].argmax(1) if task.labels else logits[:, 0]
-        result = compute_metrics(TASKS[name], predictions.numpy(), features.labels)
-        metrics |= {f"{name}/{key}" if len(dev_features) > 1 else key: value for key, value in result.items()}
-    return Score(metrics, metrics[main_key(task)], seconds)
+    logits, start = {}, time.perf_counter()
+    for name, features in dev_sets.features.items():
+        outputs = predict(loaded.model, features, batch_size, loaded.tokenizer.pad_token_id or 0, check).numpy()
+        logits[name] = outputs[:, loaded.label_order] if task.labels else outputs
+    return logits, time.perf_counter() - start
+
+
+def score_logits(task: Task, dev_sets: DevSets, logits: dict[str, np.ndarray], seconds: float) -> Score:
+    """Score logits, by dev set, against the labels and, where it has been evaluated, against the predecessor."""
+    metrics, loyalty = {}, {}
+    for name, features in dev_sets.features.items():
+        predictions = logits[name].argmax(1) if task.labels else logits[name][:, 0]
+        prefix = f"{name}/" if len(dev_sets.features) > 1 else ""
+        result = compute_metrics(TASKS[name], predictions, features.labels)
+        metrics |= {prefix + key: value for key, value in result.items()}
+        if dev_sets.predecessor:
+            result = compute_loyalty(TASKS[name], logits[name], dev_sets.predecessor[name])
+            loyalty |= {prefix + key: value for key, value in result.items()}
+    return Score(metrics, metrics[main_key(task)], seconds, loyalty)
+
+
+def evaluate(task: Task, loaded: Loaded, dev_sets: DevSets, batch_size: int, check: Callable = lambda: None) -> Score:
+    """Score the model on the task's dev sets; with several of them the metrics' names tell which."""
+    return score_logits(task, dev_sets, *predict_dev(task, loaded, dev_sets, batch_size, check))
 
 
 def main_key(task: Task) -> str:
@@ -327,8 +362,17 @@ class Progress:
         return figures | {name: getattr(self, name) for name in names}
 
 
+def build(args, task: Task, loaded: Loaded, n_steps: int) -> training_state.Parts:
+    """Make of the loaded model one that holds the successor, unless it is fine-tuned, and what moves in training."""
+    layers = None
+    if args.replacing_rate is not None:  # the same seed and so the same draws in every process
+        layers = compress(loaded.model, args.scc_n_layer, args.seed)
+    return make_parts(args, loaded.model, layers, n_steps)
+
+
 def make_parts(args, model: torch.nn.Module, layers: TheseusLayers | None, n_steps: int) -> training_state.Parts:
-    """The optimiser and all that moves with it."""
+    """The optimiser and all that moves with it, for the parameters of the model that require gradients."""
+    prepare(args, model, layers)
     groups = optimizer_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, args.learning_rate, eps=args.adam_epsilon, fused=True)
     schedulers = [get_linear_schedule_with_warmup(optimizer, args.warmup_steps, n_steps)]
@@ -340,7 +384,7 @@ def make_parts(args, model: torch.nn.Module, layers: TheseusLayers | None, n_ste
     return training_state.Parts(optimizer, schedulers, torch.amp.GradScaler(device_type, enabled=args.fp16), layers)
 
 
-def train(args, task, loaded, parts, features, dev_features, n_steps, log, progress: Progress, stop: Stop) -> None:
+def train(args, task, loaded, parts, features, dev_sets, n_steps, log, progress: Progress, stop: Stop) -> None:
     """Train the model in place up to step `n_steps`, writing logs and checkpoints and counting in `progress`.
 
     Raises:
@@ -362,7 +406,7 @@ def train(args, task, loaded, parts, features, dev_features, n_steps, log, progr
     start = time.perf_counter() - progress.seconds
     with bar:
         if not progress.evaluated:
-            after_step(args, task, loaded, parts, dev_features, log, progress, stop)
+            after_step(args, task, loaded, parts, dev_sets, log, progress, stop)
         while progress.step < n_steps:
             step = progress.step + 1
             in_force = {"learning_rate": parts.schedulers[0].get_last_lr()[0]}
@@ -400,7 +444,7 @@ def train(args, task, loaded, parts, features, dev_features, n_steps, log, progr
                 losses.values.clear()
             progress.step, progress.evaluated = step, not (is_logged and args.evaluate_during_training)
             progress.seconds = time.perf_counter() - start
-            after_step(args, task, loaded, parts, dev_features, log, progress, stop)
+            after_step(args, task, loaded, parts, dev_sets, log, progress, stop)
     progress.seconds = time.perf_counter() - start
 
 
@@ -409,20 +453,20 @@ def is_saved(args: argparse.Namespace, step: int) -> bool:
     return bool(args.save_steps) and step % args.save_steps == 0
 
 
-def after_step(args, task, loaded, parts, dev_features, log, progress: Progress, stop: Stop) -> None:
+def after_step(args, task, loaded, parts, dev_sets, log, progress: Progress, stop: Stop) -> None:
     """Evaluate and save where it is time to, and end where a signal asks for it."""
     evaluated = None
     if not progress.evaluated or is_saved(args, progress.step):
         check_weights(loaded.model, progress.step)
     if not progress.evaluated:
-        evaluated = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
+        evaluated = evaluate(task, loaded, dev_sets, args.per_gpu_eval_batch_size, stop.check)
         log.write(progress.step, evaluated.logged())
         progress.evaluated, progress.last = True, evaluated
         if progress.best is None or evaluated.main > progress.best.main:
             save(args, task, loaded, Path(args.output_dir) / "checkpoint-best", progress.step, evaluated)
             progress.best_step, progress.best = progress.step, evaluated
         elif progress.best_step == progress.step:  # a run that goes on comes here a second time
-            progress.best = progress.best._replace(seconds=evaluated.seconds)
+            progress.best = progress.best._replace(seconds=evaluated.seconds, loyalty=evaluated.loyalty)
     if is_saved(args, progress.step):
         save_checkpoint(args, task, loaded, parts, log, progress, evaluated)
     stop.check()
@@ -472,24 +516,25 @@ def read_state(args, task: Task, checkpoint: Path) -> tuple[Progress, tuple]:
         if progress.step != run_folder.step_of(checkpoint):
             raise ValueError(f"of step {progress.step}")
         for name in ("last", "best", "predecessor"):
-            setattr(progress, name, figures[name] and make_score(task, **figures[name]))
+            setattr(progress, name, figures[name] and read_score(task, **figures[name]))
         progress.resumed = [dict(part) for part in figures["resumed"]]
         figures["log"] = {str(name): int(n_bytes) for name, n_bytes in figures["log"].items()}
         # What the folder of the best step holds can be of a later step than the state.
         best = read_results(checkpoint.parent / "checkpoint-best")
         step = int(best.pop("step", progress.best_step))
         if args.evaluate_during_training and step != progress.best_step and main_key(task) in best:
-            progress.best_step, progress.best = step, make_score(task, best, best[main_key(task)], 0.0)
+            progress.best_step, progress.best = step, read_score(task, best, best[main_key(task)], 0.0, {})
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise state_error(checkpoint, error) from error
     return progress, (tensors, figures)
 
 
-def make_score(task: Task, metrics: dict, main: float, seconds: float) -> Score:
+def read_score(task: Task, metrics: dict, main: float, seconds: float, loyalty: dict) -> Score:
     """A score as it was saved; some error where it is none of the task's."""
     names = task.dev_tasks or (task.name,)
     keys = [f"{name}/{key}" if len(names) > 1 else key for name in names for key in TASKS[name].metrics]
-    return Score({key: float(metrics[key]) for key in keys}, float(main), float(seconds))
+    loyalty = {str(key): float(value) for key, value in loyalty.items()}
+    return Score({key: float(metrics[key]) for key in keys}, float(main), float(seconds), loyalty)
 
 
 def restore_state(args, task, checkpoint: Path, loaded: Loaded, parts, progress: Progress, state: tuple) -> None:
@@ -716,7 +761,7 @@ def announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, s
             say("Rate", f"from {rate:g} linearly to {end}")
             if k and first_at_1 > n_steps:
                 logger.warning("The successor never trains alone: raise --scheduler_linear_k for the rate to reach 1")
-        elif max(args.steps_for_replacing, 1) < n_steps:
+        elif rate < 1 and max(args.steps_for_replacing, 1) < n_steps:
             say("Rate", f"{rate:g} for {max(args.steps_for_replacing, 1):,} steps, then 1")
         else:
             say("Rate", f"{rate:g} in all steps")
@@ -764,23 +809,25 @@ def check_disk(args: argparse.Namespace, n_steps: int, weights: int, state: int)
 
 def compare(rows: list[tuple[str, Score, int]], main: str) -> str:
     """A table of (who, score, parameters), each held against the first."""
-    keys = list(rows[0][1].metrics)
-    table = [["", *keys, f"{main} kept", "parameters", "seconds for dev"]]
+    keys, loyalties = list(rows[0][1].metrics), list(rows[-1][1].loyalty)
+    table = [["", *keys, f"{main} kept", *loyalties, "parameters", "seconds for dev"]]
     for who, score, parameters in rows:
         kept = f"{100 * score.main / rows[0][1].main:.1f} %" if rows[0][1].main > 0 else "-"
-        table.append([who, *(f"{score.metrics[k]:.4f}" for k in keys), kept, f"{parameters:,}", f"{score.seconds:.2f}"])
+        loyalty = [f"{score.loyalty[k]:.4f}" if k in score.loyalty else "-" for k in loyalties]
+        metrics = [f"{score.metrics[k]:.4f}" for k in keys]
+        table.append([who, *metrics, kept, *loyalty, f"{parameters:,}", f"{score.seconds:.2f}"])
     return aligned(table)
 
 
 def checkpoint_results(
-    args: argparse.Namespace, task: Task, device, dev_features: dict, check: Callable = lambda: None
+    args: argparse.Namespace, task: Task, device, dev_sets: dict, check: Callable = lambda: None
 ) -> dict[str, float]:
     """The metrics of every checkpoint-N in output_dir, their names ending in `_N`."""
     results = {}
     for folder in distributed.from_main(run_folder.checkpoints(Path(args.output_dir))):
         loaded = load_model(str(folder), task.labels, max_seq_length=args.max_seq_length)
         loaded.model.to(device)
-        score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, check)
+        score = evaluate(task, loaded, dev_sets, args.per_gpu_eval_batch_size, check)
         logger.info("%s: %s %.4f", folder.name, main_key(task), score.main)
         results |= {f"{key}_{folder.name[11:]}": value for key, value in score.metrics.items()}
     return results
@@ -799,6 +846,10 @@ def featurize(args, task_name, split, examples, loaded) -> Features:
         overwrite=args.overwrite_cache and is_main(),
         write=is_main(),
     )
+
+
+def featurize_dev_sets(args, dev_examples: dict, loaded: Loaded) -> DevSets:
+    return DevSets({name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()})
 
 
 def run_evaluation(args: argparse.Namespace, task: Task) -> None:
@@ -826,17 +877,17 @@ def evaluate_alone(args, task: Task, dev_examples: dict, device: torch.device) -
     logger.info("Evaluating %s", path)
 
     with distributed.main_process_first():
-        dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
-    score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
+        dev_sets = featurize_dev_sets(args, dev_examples, loaded)
+    score = evaluate(task, loaded, dev_sets, args.per_gpu_eval_batch_size)
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
-        results |= checkpoint_results(args, task, device, dev_features)
+        results |= checkpoint_results(args, task, device, dev_sets)
     if is_main():
         run_folder.write_text(Path(args.output_dir) / "eval_results.txt", as_results(results))
         print(json.dumps(score.logged()))
 
 
-def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
+def run_training(args: argparse.Namespace, task: Task, stop: Stop, build: Callable) -> None:
     """Fine-tune or compress, or go on with it, evaluate, and leave the result in output_dir."""
     # First all that can be wrong, so that a run that fails has written nothing.
     device = choose_device(args)
@@ -876,10 +927,10 @@ def run_training(args: argparse.Namespace, task: Task, stop: Stop) -> None:
         refuse_differences(args.output_dir, earlier, record)
     announce(args, task, loaded, examples, dev_examples, scc_n_layer, n_steps, steps_an_epoch)
     with held(args, earlier):
-        carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier)
+        carry_out(args, task, stop, build, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier)
 
 
-def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier) -> None:
+def carry_out(args, task, stop, build, loaded, examples, dev_examples, scc_n_layer, n_steps, record, earlier) -> None:
     """The whole of a training, or what is left of it, in a folder that is held."""
     model, output_dir = loaded.model, Path(args.output_dir)
     device = next(model.parameters()).device
@@ -894,33 +945,30 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
         if is_main():
             run_folder.begin(output_dir, record, earlier, checkpoint, args.save_total_limit)
         features = featurize(args, task.name, "train", examples, loaded)
-        dev_features = {name: featurize(args, name, "dev", examples, loaded) for name, examples in dev_examples.items()}
+        dev_sets = featurize_dev_sets(args, dev_examples, loaded)
 
-    n_parameters, layers = count_parameters(model), None
+    n_parameters = count_parameters(model)
     progress, state = Progress(), None
     if checkpoint:
         progress, state = read_state(args, task, checkpoint)
         names = ("start", "command", "device", "versions", "git_commit")
         progress.resumed.append({"after_step": progress.step} | {name: record[name] for name in names})
-    if scc_n_layer:
-        if dev_features and progress.predecessor is None:
-            progress.predecessor = score_predecessor(args, task, loaded, dev_features)
-        layers = compress(model, scc_n_layer, args.seed)  # the same seed and so the same draws in every process
+    if scc_n_layer and dev_sets:  # in a run that goes on as well, for what the successor is compared with
+        progress.predecessor = score_predecessor(args, task, loaded, dev_sets)
+    parts = build(args, task, loaded, n_steps)
     if distributed.rank():  # each process has dropout of its own
         torch.manual_seed(np.random.SeedSequence([args.seed, distributed.rank()]).generate_state(1)[0].item())
-    prepare(args, model, layers)
-    parts = make_parts(args, model, layers, n_steps)
     if checkpoint:
         restore_state(args, task, checkpoint, loaded, parts, progress, state)
 
     log = RunLog(output_dir, state[1]["log"] if state else {})
     with stop.when_asked():
         try:
-            train(args, task, loaded, parts, features, dev_features, n_steps, log, progress, stop)
+            train(args, task, loaded, parts, features, dev_sets, n_steps, log, progress, stop)
             check_weights(model, n_steps)
             save(args, task, loaded, output_dir, n_steps, progress.last)
             if args.do_eval and progress.last is None:  # only now: should it fail, the model is safe
-                progress.last = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size, stop.check)
+                progress.last = evaluate(task, loaded, dev_sets, args.per_gpu_eval_batch_size, stop.check)
                 log.write(n_steps, progress.last.logged())
                 if scc_n_layer and is_main():
                     card = describe_successor(args, task, model, n_steps, progress.last)
@@ -929,7 +977,7 @@ def carry_out(args, task, stop, loaded, examples, dev_examples, scc_n_layer, n_s
             if args.do_eval:
                 checkpoints = {}
                 if args.eval_all_checkpoints:
-                    checkpoints = checkpoint_results(args, task, device, dev_features, stop.check)
+                    checkpoints = checkpoint_results(args, task, device, dev_sets, stop.check)
                 if is_main():
                     results = as_results(progress.last.metrics | checkpoints)
                     run_folder.write_text(output_dir / "eval_results.txt", results)
@@ -994,25 +1042,27 @@ def prepare(args: argparse.Namespace, model: torch.nn.Module, layers: TheseusLay
             layer.compile(dynamic=True)
 
 
-def score_predecessor(args, task: Task, loaded: Loaded, dev_features: dict[str, Features]) -> Score:
-    """The predecessor's score, with a warning where it is none to speak of."""
-    name, features = next(iter(dev_features.items()))
+def score_predecessor(args, task: Task, loaded: Loaded, dev_sets: DevSets) -> Score:
+    """The predecessor's score, with a warning where it is none to speak of; its logits are kept in `dev_sets`."""
+    name, features = next(iter(dev_sets.features.items()))
     pad_token_id = loaded.tokenizer.pad_token_id or 0
     # A first batch warms the devices up; or the predecessor's seconds would hold it and flatter the successor.
     one_each = features.head(args.per_gpu_eval_batch_size * distributed.n_processes())
     predict(loaded.model, one_each, args.per_gpu_eval_batch_size, pad_token_id)
-    score = evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size)
-    logger.info("%-12s %s %.4f", "Predecessor", main_key(task), score.main)
+    logits, seconds = predict_dev(task, loaded, dev_sets, args.per_gpu_eval_batch_size)
+    scored = score_logits(task, dev_sets, logits, seconds)
+    dev_sets.predecessor = logits
+    logger.info("%-12s %s %.4f", "Predecessor", main_key(task), scored.main)
     chance = chance_score(TASKS[name], features.labels)
-    if score.main <= chance:
+    if scored.main <= chance:
         logger.warning(
             "The predecessor is no better than chance (%s %.4f against %.4f): is it fine-tuned for %s?",
             main_key(task),
-            score.main,
+            scored.main,
             chance,
             task.name,
         )
-    return score
+    return scored
 
 
 def model_digest(args: argparse.Namespace, loaded: Loaded) -> str:
@@ -1039,7 +1089,8 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> 
     }
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, build: Callable = build) -> None:
+    """Make the run that the command line asks for; `build` makes of a loaded model what is trained."""
     log_plainly()
     if distributed.launched_rank() > 0:  # the main process says it for all
         logging.disable(logging.WARNING)
@@ -1049,7 +1100,7 @@ def main(args: argparse.Namespace) -> None:
     errors = (UserError, GlueDataError, LossError, run_folder.CannotWrite, torch.OutOfMemoryError)
     with one_line_errors("run_glue.py", *errors), stop.listening():
         with distributed.failing_together(), fast_kernels():
-            run_training(args, task, stop) if args.do_train else run_evaluation(args, task)
+            run_training(args, task, stop, build) if args.do_train else run_evaluation(args, task)
         distributed.leave()
 
 

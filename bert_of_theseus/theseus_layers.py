@@ -274,7 +274,9 @@ def export_successor(model: nn.Module) -> nn.Module:
 
 
 def load_successor(model: nn.Module, successor: nn.Module) -> None:
-    """Give the successor's layers in `model` the weights that they have in `successor`, the other way than the export.
+    """Give `model` the weights of its successor, those that it shares with the predecessor included.
+
+    The other way than `export_successor`; the predecessor's layers stay as they are.
 
     Args:
         model: a model that `compress` has changed.
@@ -284,10 +286,18 @@ def load_successor(model: nn.Module, successor: nn.Module) -> None:
         ValueError: the model is not compressed, or its successor is not one like this.
     """
     layers = _theseus_layers(model)
+    own = next(name for name, module in model.named_modules() if module is layers)
+    state = {
+        f"{own}.successor{name.removeprefix(own)}" if name.startswith(f"{own}.") else name: tensor
+        for name, tensor in successor.state_dict().items()
+    }
     try:
-        layers.successor.load_state_dict(successor.get_submodule(find_layers(successor)).state_dict())
+        missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"the layers are not those of this {type(model).__name__}'s successor") from error
+        raise ValueError(f"this is no successor of this {type(model).__name__}: its layers differ") from error
+    missing = [name for name in missing if not name.startswith(f"{own}.predecessor.")]
+    if missing or unexpected:
+        raise ValueError(f"this is no successor of this {type(model).__name__}: {[*missing, *unexpected][0]}")
 
 
 def _theseus_layers(model: nn.Module) -> TheseusLayers:

@@ -54,6 +54,11 @@ class Run(NamedTuple):
     best: float | None
     predecessor: float | None
     best_step: int | None
+    loyalty: dict[str, float]  # to the predecessor after the last step, on the dev set that the metric is of
+    metrics: dict[str, float]  # all of them, after the last step
+    predecessor_metrics: dict[str, float]
+    steps: int
+    seconds: float  # of training
     made_with: str  # versions
 
 
@@ -103,7 +108,18 @@ def read_run(path: Path) -> Run:
         if not (isinstance(task, str) and isinstance(metric, str)):
             raise TypeError("task and main_metric are names")
         seed = number(given["seed"], int)
-        scores = (last, best, predecessor, best_step)
+        of_set = metric.rpartition("/")[0]
+        loyalty = {
+            name.rpartition("/")[2]: float(number(value))
+            for name, value in record.get("last", {}).get("loyalty", {}).items()
+            if name.rpartition("/")[0] == of_set
+        }
+        metrics, its = (
+            {str(name): float(number(value)) for name, value in record.get(who, {}).get("metrics", {}).items()}
+            for who in ("last", "predecessor")
+        )
+        steps, seconds = number(record["steps"], int), float(number(record["training_seconds"]))
+        scores = (last, best, predecessor, best_step, loyalty, metrics, its, steps, seconds)
         return Run(path.parent, task, metric, schedule, seed, arguments, *scores, ", ".join(made_with))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no run.json of run_glue.py ({type(error).__name__}: {error})") from error

@@ -230,5 +230,5 @@ def test_a_successor_s_weights_can_be_put_back(encoder_folder):
         assert torch.equal(ours, theirs) and ours.requires_grad, name
     with pytest.raises(ValueError, match="not compressed"):
         load_successor(plain, plain)
-    with pytest.raises(ValueError, match="not those of this"):
+    with pytest.raises(ValueError, match="no successor of this"):
         load_successor(model, plain)

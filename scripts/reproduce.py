@@ -1,0 +1,423 @@
+#!/usr/bin/env python
+"""Make the runs that test the paper's claims: a grid of tasks, methods and seeds, in stages.
+
+First the learning rate and the step from which the successor trains alone are searched on the first seed, for every
+method alike; then every method is run at its best setting with all seeds; then constant rates from 0.1 to 1.0 are
+tried on one task, and variants of the method on all. What is finished is not run again: give the same command to go
+on. Each run's record is OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which report.py makes tables and
+pictures. Weights are removed when a run is done, but the predecessors'.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from command_line import OneLineParser, above, at_least, one_line_errors, write_whole
+from report import ABLATIONS, COMPARED, CONSTANT_RATE, FIRST_RATE, RATES, SHARES, best_setting, read_records
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from glue_processors import TASKS, GlueDataError, find_task, read_examples
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
+OVERHEAD = 15  # seconds that a run takes beside its training, roughly
+# Of what a step of fine-tuning the predecessor takes, roughly, until there are runs to know it from.
+COSTS = {"predecessor": 1.0, "pretrained-layers": 0.5, "all-trained": 0.5, "frozen": 0.4}
+
+
+class UserError(Exception):
+    """Something that the user can put right."""
+
+
+class Run(NamedTuple):
+    task: str  # as its folder is named
+    method: str
+    seed: int
+    learning_rate: str
+    by: float | None = None  # after this share of the steps the replacing rate is 1
+    rate: float | None = None  # the constant one
+
+    @property
+    def folder(self) -> str:
+        rate = "" if self.rate is None else f"rate{self.rate:g}-"
+        by = "" if self.by is None else f"-by{self.by:g}"
+        return f"{self.task}/{self.method}/{rate}lr{self.learning_rate}{by}-seed{self.seed}"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    extra = argv[argv.index("--") + 1 :] if "--" in argv else []
+    parser = OneLineParser(
+        prog="reproduce.sh", description=__doc__, epilog="What follows -- is handed to run_glue.py, so that it wins."
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="the pre-trained model: a folder or a name on the Hub")
+    add("--glue_dir", required=True, type=Path, help="folder with the tasks' data")
+    add("--tasks", default="CoLA MRPC STS-B", help="all, for the paper's eight, or names (default: %(default)s)")
+    add("--output_dir", type=Path, default=Path("reproduction"), help="default: %(default)s")
+    add("--seeds", default="42 43 44", help="default: %(default)s")
+    add("--learning_rates", default="5e-5 1e-4 2e-4", help="that are searched (default: %(default)s)")
+    add("--num_train_epochs", type=above(0), default=3, help="of every method (default: %(default)s)")
+    add("--batch_size", type=at_least(1), default=32, help="of every method (default: %(default)s)")
+    add("--rate_task", default="", help="on which constant rates are tried (default: STS-B, or the first task)")
+    add("--ablation_tasks", default="", help="on which variants are tried (default: all)")
+    add("--jobs", type=at_least(1), help="runs at a time (default: one on each GPU; one where there is none)")
+    add("--keep_weights", action="store_true", help="keep the successors too")
+    add("--dry_run", action="store_true", help="print the plan and the estimate, and make no run of it")
+    args = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    args.extra = extra
+    args.tasks = PAPER_TASKS if args.tasks == "all" else args.tasks.split()
+    try:
+        args.tasks = [find_task(task).folder for task in args.tasks]
+        args.ablation_tasks = [find_task(task).folder for task in args.ablation_tasks.split()] or args.tasks
+        default = "STS-B" if "STS-B" in args.tasks else args.tasks[0]
+        args.rate_task = find_task(args.rate_task).folder if args.rate_task else default
+    except (KeyError, IndexError):
+        parser.error("--tasks: name some of GLUE's tasks")
+    unknown = {args.rate_task, *args.ablation_tasks} - set(args.tasks)
+    if unknown:
+        parser.error(f"--tasks does not name {', '.join(sorted(unknown))}, which is to be tried")
+    try:
+        args.seeds = sorted({int(seed) for seed in args.seeds.split()})
+        args.learning_rates = args.learning_rates.split()
+        rates = [float(rate) for rate in args.learning_rates]
+    except ValueError:
+        parser.error("--seeds are whole numbers and --learning_rates numbers, parted by spaces")
+    if not args.seeds or not rates or min(rates) <= 0:
+        parser.error("--seeds and --learning_rates name one or more each, the latter above 0")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+class Grid:
+    """What is to be run, as far as the results so far tell."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.n_steps = {}
+        for folder in args.tasks:
+            task = next(task for task in TASKS.values() if task.folder == folder and task.metrics)
+            n_rows = len(read_examples(task, args.glue_dir / folder, "train").first)
+            self.n_steps[folder] = max(1, int(-(-n_rows // args.batch_size) * args.num_train_epochs + 1e-9))
+
+    def best(self, task: str, method: str) -> tuple[str, float | None]:
+        """(learning rate, by) of the search's best run so far; of no run, the first that is searched."""
+        found = best_setting(read_records(self.args.output_dir / "results"), task, method)
+        if found is None:
+            return self.args.learning_rates[0], 0.5 if method in ("constant", "linear") else None
+        rates = {float(rate): rate for rate in self.args.learning_rates}
+        return rates.get(found.learning_rate, f"{found.learning_rate:g}"), found.by
+
+    def run(self, task: str, method: str, seed: int, learning_rate: str, by=None, rate=None) -> Run:
+        if method == "constant" and rate == 1:
+            method, by, rate = "frozen", None, None
+        return Run(task, method, seed, learning_rate, by, rate)
+
+    def stages(self) -> Iterator[tuple[str, list[Run]]]:
+        """(name, runs); each stage is asked for when the one before is done, and depends on its results."""
+        args, first = self.args, self.args.seeds[0]
+        yield (
+            "search: predecessors",
+            [self.run(task, "predecessor", first, lr) for lr in args.learning_rates for task in args.tasks],
+        )
+        yield (
+            "predecessors",
+            [
+                self.run(task, "predecessor", seed, self.best(task, "predecessor")[0])
+                for seed in args.seeds
+                for task in args.tasks
+            ],
+        )
+        rate = {"constant": CONSTANT_RATE}
+        yield (
+            "search: learning rate",
+            [
+                self.run(task, method, first, lr, 0.5 if method in ("constant", "linear") else None, rate.get(method))
+                for lr in args.learning_rates
+                for method in COMPARED
+                for task in args.tasks
+            ],
+        )
+        yield (
+            "search: when the rate is 1",
+            [
+                self.run(task, method, first, self.best(task, method)[0], by, rate.get(method))
+                for by in SHARES
+                for method in ("constant", "linear")
+                for task in args.tasks
+            ],
+        )
+        yield (
+            "comparison",
+            [
+                self.run(task, method, seed, *self.best(task, method), rate.get(method))
+                for seed in args.seeds
+                for method in COMPARED
+                for task in args.tasks
+            ],
+        )
+        yield (
+            "constant rates",
+            [
+                self.run(args.rate_task, "constant", seed, *self.best(args.rate_task, "constant"), rate)
+                for seed in args.seeds
+                for rate in RATES
+            ],
+        )
+        yield (
+            "variants",
+            [
+                self.run(task, method, seed, *self.best(task, "linear"))
+                for task in args.ablation_tasks
+                for seed in args.seeds
+                for method in ABLATIONS
+            ],
+        )
+
+    def command(self, run: Run) -> list[str]:
+        """The words of the run's command, for the repository's root."""
+        args = self.args
+        n_steps = self.n_steps[run.task]
+        n_replacing = max(1, round((run.by or 0) * n_steps))
+        model = args.model
+        if run.method != "predecessor":
+            source = Run(run.task, "predecessor", run.seed, self.best(run.task, "predecessor")[0])
+            model = args.output_dir / "runs" / source.folder
+        if run.method in ("predecessor", "frozen", "constant", "linear"):
+            words = ["python", "run_glue.py"]
+        else:
+            words = ["python", "scripts/ablate.py", run.method]
+        words += ["--task_name", run.task, "--data_dir", args.glue_dir / run.task, "--model_name_or_path", model]
+        words += ["--output_dir", args.output_dir / "runs" / run.folder, "--do_train", "--do_eval"]
+        words += ["--overwrite_output_dir", "--resume", "--save_steps", 0, "--max_seq_length", 128]
+        words += ["--per_gpu_train_batch_size", args.batch_size, "--per_gpu_eval_batch_size", 32]
+        words += ["--num_train_epochs", f"{args.num_train_epochs:g}", "--learning_rate", run.learning_rate]
+        words += ["--seed", run.seed]
+        if run.method == "pretrained-layers":
+            words += ["--pretrained_model", args.model]
+        elif run.method == "frozen":
+            words += ["--replacing_rate", 1, "--steps_for_replacing", 1]
+        elif run.method == "constant":
+            words += ["--replacing_rate", f"{run.rate:g}", "--steps_for_replacing", n_replacing]
+        elif run.by is not None:
+            words += ["--replacing_rate", FIRST_RATE, "--scheduler_type", "linear"]
+            words += ["--scheduler_linear_k", f"{(1 - FIRST_RATE) / n_replacing:.6g}"]
+        return [str(word) for word in words] + args.extra
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def is_done(args: argparse.Namespace, run: Run) -> bool:
+    """Whether there is the run's record; of a predecessor also its weights, which others start from."""
+    if run.method == "predecessor" and not (args.output_dir / "runs" / run.folder / "config.json").exists():
+        return False
+    return (args.output_dir / "results" / run.folder / "run.json").exists()
+
+
+def keep(args: argparse.Namespace, run: Run) -> None:
+    """Put the record of a finished run where results are, and remove the rest, unless it is needed."""
+    source, target = args.output_dir / "runs" / run.folder, args.output_dir / "results" / run.folder
+    target.mkdir(parents=True, exist_ok=True)
+    write_whole(target / "run.json", (source / "run.json").read_bytes())
+    if run.method != "predecessor" and not args.keep_weights:
+        shutil.rmtree(source)
+
+
+class Workers:
+    """Make runs, one at a time on each device."""
+
+    def __init__(self, args: argparse.Namespace, grid: Grid):
+        self.args, self.grid = args, grid
+        self.devices = devices(args.jobs)
+        self.processes: set[subprocess.Popen] = set()
+        self.failed: list[str] = []
+        self.stopped = 0  # by this signal
+
+    def stop(self, number: int, frame=None) -> None:
+        self.stopped = number
+        for process in list(self.processes):
+            process.send_signal(signal.SIGTERM)  # each ends its step and saves
+
+    def make(self, stage: str, runs: list[Run]) -> None:
+        """Make all runs that are not done; those that fail are kept in `failed`."""
+        todo = deque(run for run in dict.fromkeys(runs) if not is_done(self.args, run))
+        print(f"== {stage}: {len(todo)} of {len(set(runs))} runs to make", flush=True)
+        total = len(todo)
+
+        def work(device: str | None) -> None:
+            while todo and not self.stopped:
+                try:
+                    run = todo.popleft()
+                except IndexError:
+                    return
+                self.make_one(run, f"{total - len(todo)} of {total}", device)
+
+        threads = [threading.Thread(target=work, args=(device,)) for device in self.devices]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # in steps, so that a signal is heard
+                thread.join(0.5)
+
+    def make_one(self, run: Run, number: str, device: str | None) -> None:
+        folder = self.args.output_dir / "runs" / run.folder
+        start = time.monotonic()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            log = folder.with_name(f"{folder.name}.log")
+            with open(log, "wb") as file:
+                command = self.grid.command(run)
+                options = {"cwd": ROOT, "env": environment(device, len(self.devices)), "start_new_session": True}
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **options)
+                self.processes.add(process)
+                if self.stopped:  # while it was started
+                    process.send_signal(signal.SIGTERM)
+                status = process.wait()
+                self.processes.discard(process)
+            if status == 0:
+                keep(self.args, run)
+                record = json.loads((self.args.output_dir / "results" / run.folder / "run.json").read_text())
+                outcome = f"{record['main_metric']} {record['last']['main']:.4f}"
+                log.unlink()
+            elif self.stopped:
+                outcome = "stopped"
+            else:
+                lines = log.read_text(errors="replace").strip().splitlines() or [""]
+                outcome = f"failed with status {status}"
+                self.failed.append(f"{log}: {lines[-1]}")
+        except OSError as error:
+            outcome = "failed"
+            self.failed.append(f"{folder}: {error}")
+        print(f"{number}: {run.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
+
+
+def devices(jobs: int | None) -> list[str | None]:
+    """What CUDA_VISIBLE_DEVICES is for each run at a time; None: as it is."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    names = names if torch.cuda.is_available() else [None]
+    return [names[i % len(names)] for i in range(jobs or len(names))]
+
+
+def environment(device: str | None, jobs: int) -> dict[str, str]:
+    """A run's: this Python first, one device, and its share of the processors."""
+    variables = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    if device is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = device
+    n_threads = max(1, (os.cpu_count() or 1) // jobs)
+    return {"OMP_NUM_THREADS": str(n_threads)} | variables if jobs > 1 else variables
+
+
+# ------------------------------------------------------------------------------------------ estimate
+
+
+def step_seconds(args: argparse.Namespace, grid: Grid) -> dict[str, float]:
+    """Seconds of a step of fine-tuning the predecessor, by task: ten are made, unless that has been done here."""
+    path = args.output_dir / "step_seconds.json"
+    try:
+        known = {str(task): float(seconds) for task, seconds in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        known = {}
+    workers = devices(args.jobs)
+    for task in args.tasks:
+        if task in known:
+            continue
+        print(f"Timing ten steps of {task} ...", flush=True)
+        folder = args.output_dir / "timing"
+        words = grid.command(Run(task, "predecessor", args.seeds[0], args.learning_rates[0]))
+        words = [word for word in words if word not in ("--do_eval", "--resume")]
+        words += ["--max_steps", "10", "--output_dir", str(folder)]
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment(workers[0], len(workers)), capture_output=True, text=True
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [""]
+            raise UserError(f"{shlex.join(words)}: {lines[-1]}")
+        known[task] = json.loads((folder / "run.json").read_text())["training_seconds"] / 10
+        shutil.rmtree(folder)
+        write_whole(path, json.dumps(known).encode())
+    return known
+
+
+def estimate(args: argparse.Namespace, grid: Grid, runs: list[Run]) -> float:
+    """Seconds that the runs will take, one after another on each device."""
+    seconds = step_seconds(args, grid)
+    taken: dict[tuple[str, str], list[float]] = {}
+    for record in read_records(args.output_dir / "results"):
+        taken.setdefault((record.task, record.method), []).append(record.run.seconds / record.run.steps)
+    total = 0.0
+    for run in runs:
+        like = taken.get((run.task, run.method))
+        a_step = sum(like) / len(like) if like else COSTS.get(run.method, 0.6) * seconds[run.task]
+        total += OVERHEAD + a_step * grid.n_steps[run.task]
+    return total / len(devices(args.jobs))
+
+
+# ---------------------------------------------------------------------------------------------- main
+
+
+def check_grid(args: argparse.Namespace) -> None:
+    """UserError where output_dir holds the runs of another grid."""
+    now = {"model": args.model, "num_train_epochs": args.num_train_epochs, "batch_size": args.batch_size}
+    now |= {"learning_rates": args.learning_rates, "first_seed": args.seeds[0], "extra": args.extra}
+    path = args.output_dir / "grid.json"
+    try:
+        was = json.loads(path.read_text())
+    except FileNotFoundError:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(now, indent=2).encode() + b"\n")
+        return
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); name another --output_dir") from error
+    different = [f"{name} was {was.get(name)}, is {value}" for name, value in now.items() if was.get(name) != value]
+    if different:
+        raise UserError(f"--output_dir {args.output_dir} holds other runs: {'; '.join(different)}; name another")
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors("reproduce.sh", UserError, GlueDataError):
+        grid = Grid(args)
+        check_grid(args)
+        planned = list(dict.fromkeys(run for _, runs in grid.stages() for run in runs))
+        todo = [run for run in planned if not is_done(args, run)]
+        hours = estimate(args, grid, todo) / 3600
+        n_devices = len(devices(args.jobs))
+        say = f"{len(planned)} runs, {len(planned) - len(todo)} of them done; the others take about {hours:.1f} hours"
+        print(f"{say}, {n_devices} at a time", flush=True)
+        if args.dry_run:
+            for run in todo:
+                print(shlex.join(grid.command(run)))
+            return
+        workers = Workers(args, grid)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, workers.stop)
+        for stage, runs in grid.stages():
+            workers.make(stage, runs)
+            if workers.stopped:
+                print("reproduce.sh: stopped; the same command goes on", file=sys.stderr)
+                raise SystemExit(128 + workers.stopped)
+            if workers.failed and stage.endswith("predecessors"):  # which all others start from
+                break
+        if workers.failed:
+            raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed)}")
+
+
+if __name__ == "__main__":
+    main()
