@@ -162,7 +162,8 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
 
     # TensorBoard has the same numbers.
     shown = scalars(output)
-    assert shown.keys() == {"loss", "learning_rate", "replacing_rate", "eval_acc", "eval_f1", "eval_acc_and_f1"}
+    evaluated = "acc f1 acc_and_f1 label_loyalty probability_loyalty".split()
+    assert shown.keys() == {"loss", "learning_rate", "replacing_rate", *(f"eval_{name}" for name in evaluated)}
     assert shown["eval_acc_and_f1"] == pytest.approx(scores)
     assert shown["loss"] == pytest.approx({s: line["loss"] for s, line in logged.items() if "loss" in line})
 
