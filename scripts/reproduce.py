@@ -129,62 +129,59 @@ class Grid:
     def stages(self) -> Iterator[tuple[str, list[Run]]]:
         """(name, runs); each stage is asked for when the one before is done, and depends on its results."""
         args, first = self.args, self.args.seeds[0]
-        yield (
-            "search: predecessors",
-            [self.run(task, "predecessor", first, lr) for lr in args.learning_rates for task in args.tasks],
-        )
-        yield (
-            "predecessors",
-            [
-                self.run(task, "predecessor", seed, self.best(task, "predecessor")[0])
-                for seed in args.seeds
-                for task in args.tasks
-            ],
-        )
-        rate = {"constant": CONSTANT_RATE}
+        tasks, seeds, rate = args.tasks, args.seeds, {"constant": CONSTANT_RATE}
+        half = {"constant": 0.5, "linear": 0.5}
+
+        runs = [self.run(task, "predecessor", first, lr) for lr in args.learning_rates for task in tasks]
+        yield "search: predecessors", runs
+
+        chosen = {task: self.best(task, "predecessor") for task in tasks}
+        yield "predecessors", [self.run(task, "predecessor", s, *chosen[task]) for s in seeds for task in tasks]
+
         yield (
             "search: learning rate",
             [
-                self.run(task, method, first, lr, 0.5 if method in ("constant", "linear") else None, rate.get(method))
+                self.run(task, method, first, lr, half.get(method), rate.get(method))
                 for lr in args.learning_rates
                 for method in COMPARED
-                for task in args.tasks
+                for task in tasks
             ],
         )
+
+        chosen = {(task, method): self.best(task, method)[0] for method in half for task in tasks}
         yield (
             "search: when the rate is 1",
             [
-                self.run(task, method, first, self.best(task, method)[0], by, rate.get(method))
+                self.run(task, method, first, lr, by, rate.get(method))
                 for by in SHARES
-                for method in ("constant", "linear")
-                for task in args.tasks
+                for (task, method), lr in chosen.items()
             ],
         )
+
+        chosen = {(task, method): self.best(task, method) for method in COMPARED for task in tasks}
         yield (
             "comparison",
             [
-                self.run(task, method, seed, *self.best(task, method), rate.get(method))
-                for seed in args.seeds
-                for method in COMPARED
-                for task in args.tasks
+                self.run(task, method, seed, *setting, rate.get(method))
+                for seed in seeds
+                for (task, method), setting in chosen.items()
             ],
         )
-        yield (
-            "constant rates",
-            [
-                self.run(args.rate_task, "constant", seed, *self.best(args.rate_task, "constant"), rate)
-                for seed in args.seeds
-                for rate in RATES
-            ],
-        )
+
         yield (
             "variants",
             [
-                self.run(task, method, seed, *self.best(task, "linear"))
+                self.run(task, method, seed, *chosen[task, "linear"])
                 for task in args.ablation_tasks
-                for seed in args.seeds
+                for seed in seeds
                 for method in ABLATIONS
             ],
+        )
+
+        task = args.rate_task
+        yield (
+            "constant rates",
+            [self.run(task, "constant", seed, *chosen[task, "constant"], r) for seed in seeds for r in RATES],
         )
 
     def command(self, run: Run) -> list[str]:
@@ -375,7 +372,7 @@ def estimate(args: argparse.Namespace, grid: Grid, runs: list[Run]) -> float:
 def check_grid(args: argparse.Namespace) -> None:
     """UserError where output_dir holds the runs of another grid."""
     now = {"model": args.model, "num_train_epochs": args.num_train_epochs, "batch_size": args.batch_size}
-    now |= {"learning_rates": args.learning_rates, "first_seed": args.seeds[0], "extra": args.extra}
+    now |= {"first_seed": args.seeds[0], "extra": args.extra}
     path = args.output_dir / "grid.json"
     try:
         was = json.loads(path.read_text())
