@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Hold successors against their predecessor on a task's dev set: score, size, speed.
+"""Hold successors against their predecessor on a task's dev set: score, loyalty, size, speed.
 
     compare.py --task_name MRPC --data_dir glue_data/MRPC runs/predecessor runs/successor
 
@@ -60,14 +60,14 @@ def compare(args: argparse.Namespace) -> str:
     import torch
 
     from bert_of_theseus.classifier import load_model, takes_token_types
-    from run_glue import count_parameters, evaluate, read_dev_sets
+    from run_glue import DevSets, count_parameters, predict_dev, read_dev_sets, score_logits
 
     task = TASKS[args.task_name]
     examples = read_dev_sets(args, task)
     folders = [args.predecessor, *args.successors]
     models = [load_model(folder, task.labels, max_seq_length=args.max_seq_length) for folder in folders]
     device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
-    scores, features = [], []
+    scores, features, predecessor = [], [], {}
     for loaded in models:
         loaded.model.to(device)
         token_types = takes_token_types(loaded.model)
@@ -77,11 +77,15 @@ def compare(args: argparse.Namespace) -> str:
             )
             for name, some in examples.items()
         }
-        scores.append(evaluate(task, loaded, dev_features, args.per_gpu_eval_batch_size))
+        dev_sets = DevSets(dev_features, predecessor)
+        logits, seconds = predict_dev(task, loaded, dev_sets, args.per_gpu_eval_batch_size)
+        scores.append(score_logits(task, dev_sets, logits, seconds))
+        predecessor = predecessor or logits  # which is the first
         features.append(dev_features[task.name])
     speeds = measure_speed(models, features, args.per_gpu_eval_batch_size, args.rounds)
 
-    head = [*scores[0].metrics, "kept", "layers", "parameters", "MB on disk", "sentences/s", "ms for one"]
+    head = [*scores[0].metrics, "kept", *scores[-1].loyalty]
+    head += ["layers", "parameters", "MB on disk", "sentences/s", "ms for one"]
     table = [[f"{task.folder} on {device}", *head]]
     for folder, loaded, score, (rate, latency) in zip(folders, models, scores, speeds, strict=True):
         megabytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters()) / 1e6
@@ -91,7 +95,9 @@ def compare(args: argparse.Namespace) -> str:
         kept = f"{100 * score.main / scores[0].main:.1f} %" if scores[0].main > 0 else "-"
         numbers = (f"{loaded.model.config.num_hidden_layers}", f"{count_parameters(loaded.model):,}")
         speed = (f"{megabytes:.1f}", f"{rate:.0f}", f"{1000 * latency:.1f}")
-        table.append([str(folder), *(f"{v:.4f}" for v in score.metrics.values()), kept, *numbers, *speed])
+        loyalty = [f"{score.loyalty[name]:.4f}" if score.loyalty else "-" for name in scores[-1].loyalty]
+        metrics = [f"{value:.4f}" for value in score.metrics.values()]
+        table.append([str(folder), *metrics, kept, *loyalty, *numbers, *speed])
     return aligned(table)
 
 

@@ -24,16 +24,20 @@ TITLES = {"scheduler_linear_k": "k", "steps_for_replacing": "steps at the rate"}
 LEFT_OUT = (
     "seed task_name scheduler_type output_dir overwrite_output_dir resume cache_dir overwrite_cache save_steps "
     "save_total_limit eval_all_checkpoints per_gpu_eval_batch_size do_train no_cuda model_type fp16_opt_level "
-    "local_rank"
+    "local_rank pretrained_model"
 ).split()
-RESULTS = ("last_mean", "last_std", "best_mean", "best_std", "predecessor", "last_kept", "best_kept", "best_setting")
+RESULTS = ("last_mean", "last_std", "best_mean", "best_std", "predecessor", "last_kept", "best_kept")
+LOYALTY = ("label_loyalty", "probability_loyalty", "score_correlation")  # the last for tasks of scores
 NOTES = """
 {n_runs} runs. Scores are the main metric on the dev set, mean ± standard deviation (n - 1) over the seeds; kept is
 per cent of the predecessor's score. The best step was chosen on the same dev set, so its score is optimistic;
 the last step's is not. Bold: each task's best setting by the mean after the last step. It was chosen on the dev
-set as well, so its score is the more optimistic the more settings there are.
+set as well, so its score is the more optimistic the more settings there are.{loyalty}
 Made with {made_with}.
 """
+LOYALTY_NOTE = """ Loyalty is the last step's, to
+the predecessor: how often both give a row the same label, and one less the square root of the Jensen-Shannon
+divergence of their probabilities; of scores the correlation."""
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -108,6 +112,8 @@ def read_run(path: Path) -> Run:
         if not (isinstance(task, str) and isinstance(metric, str)):
             raise TypeError("task and main_metric are names")
         seed = number(given["seed"], int)
+        # A predecessor for each seed is one setting.
+        arguments["model_name_or_path"] = str(given["model_name_or_path"]).replace(f"seed{seed}", "seed*")
         of_set = metric.rpartition("/")[0]
         loyalty = {
             name.rpartition("/")[2]: float(number(value))
@@ -216,8 +222,11 @@ def table(settings: list[Setting]) -> list[dict]:
         last, best_step = scores(setting, "last"), scores(setting, "best")
         results = (mean(last), deviation(last), mean(best_step), deviation(best_step))
         results += (mean(scores(setting, "predecessor")), mean(kept(setting, "last")), mean(kept(setting, "best")))
-        rows.append(row | dict(zip(RESULTS, (*results, setting is best[run.task]), strict=True)))
-    return rows
+        row |= dict(zip(RESULTS, results, strict=True))
+        row |= {name: mean(np.array([r.loyalty[name] for r in setting if name in r.loyalty])) for name in LOYALTY}
+        rows.append(row | {"best_setting": setting is best[run.task]})
+    unmeasured = [name for name in LOYALTY if all(row[name] is None for row in rows)]
+    return [{name: value for name, value in row.items() if name not in unmeasured} for row in rows]
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -234,20 +243,29 @@ def show(value, form: str = "g") -> str:
     return format(value, form) if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
 
 
+def spread(mean: float | None, deviation: float | None) -> str:
+    return "-" if mean is None else f"{mean:.4f} ± {show(deviation, '.4f')}"
+
+
 def as_markdown(rows: list[dict], made_with: str) -> str:
-    names = [name for name in rows[0] if name not in RESULTS]
+    names = [name for name in rows[0] if name not in (*RESULTS, *LOYALTY, "best_setting")]
+    loyalties = [name for name in LOYALTY if name in rows[0]]
     head = [TITLES.get(name, show(name.replace("_", " "))) for name in names]
     lines = [[*head, "last step", "best step", "predecessor", "last kept %", "best kept %"]]
+    lines[0] += [name.replace("_", " ") for name in loyalties]
     for row in rows:
-        last, best = (f"{show(row[f'{w}_mean'], '.4f')} ± {show(row[f'{w}_std'], '.4f')}" for w in ("last", "best"))
+        last, best = (spread(row[f"{which}_mean"], row[f"{which}_std"]) for which in ("last", "best"))
         last = f"**{last}**" if row["best_setting"] else last
         results = [last, best, show(row["predecessor"], ".4f")]
         results += [show(row["last_kept"], ".1f"), show(row["best_kept"], ".1f")]
+        results += [show(row[name], ".4f") for name in loyalties]
         lines.append([show(row[name]) for name in names] + results)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     text = [f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |\n" for line in lines]
-    return "".join(text) + NOTES.format(n_runs=sum(row["seeds"] for row in rows), made_with=made_with)
+    return "".join(text) + NOTES.format(
+        n_runs=sum(row["seeds"] for row in rows), made_with=made_with, loyalty=LOYALTY_NOTE if loyalties else ""
+    )
 
 
 # ------------------------------------------------------------------------------------------ pictures

@@ -1,0 +1,166 @@
+"""scripts/ablate.py: each variant differs from the method in what it says, and in nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ablate
+import pytest
+import torch
+from conftest import save_bert, write_glue
+from safetensors.torch import load_file
+from test_run_glue import arguments, run_here
+from transformers import AutoModelForSequenceClassification, BertModel
+
+import run_glue
+from bert_of_theseus import compress, export_successor
+from bert_of_theseus.classifier import load_model
+from bert_of_theseus.training import micro_batch, train_step
+from glue_processors import TASKS, cached_features, read_examples
+
+ROOT = Path(__file__).parents[1]
+LINEAR = "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.1".split()
+STEPS = "--do_train --do_eval --max_steps 12 --logging_steps 1 --save_steps 0".split()
+
+
+@pytest.fixture(scope="module")
+def mrpc(tmp_path_factory) -> Path:
+    return write_glue(tmp_path_factory.mktemp("data") / "MRPC", "mrpc")
+
+
+def run_variant(variant: list, *args: object) -> None:
+    args = ablate.parse_args([str(a) for a in [*variant, *args]])
+    run_glue.main(args, ablate.VARIANTS[args.variant])
+
+
+def logged_rates(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["replacing_rate"] for line in lines if "replacing_rate" in line]
+
+
+def cut(source: Path, target: Path) -> Path:
+    """The first half of a model's layers as a model folder."""
+    model = AutoModelForSequenceClassification.from_pretrained(source)
+    compress(model)
+    export_successor(model).save_pretrained(target)
+    load_model(str(source), TASKS["mrpc"].labels, max_seq_length=32).tokenizer.save_pretrained(target)
+    return target
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_all_trained_is_fine_tuning_of_the_first_layers(bert_folder, mrpc, tmp_path):
+    plain = arguments("mrpc", cut(bert_folder, tmp_path / "cut"), mrpc, tmp_path / "plain", *STEPS)
+    run_here(*plain)
+    run_variant(["all-trained"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "variant", *STEPS))
+    assert_same_weights(tmp_path / "plain", tmp_path / "variant")
+    record = json.loads((tmp_path / "variant" / "run.json").read_text())
+    assert record["arguments"]["variant"] == "all-trained" and record["last"]["loyalty"]["label_loyalty"] <= 1
+    assert record["predecessor"]["parameters"] > record["parameters"]
+
+
+def test_pretrained_layers_is_fine_tuning_of_the_pretrained_model_s_with_a_new_head(bert_folder, mrpc, tmp_path):
+    base = save_bert(tmp_path / "base")  # other weights, and no head
+    model = BertModel.from_pretrained(base)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1
+    model.save_pretrained(base)
+    half = tmp_path / "half"
+    model.encoder.layer = model.encoder.layer[:2]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(half)
+    load_model(str(base), TASKS["mrpc"].labels, True, max_seq_length=32).tokenizer.save_pretrained(half)
+    run_here(*arguments("mrpc", half, mrpc, tmp_path / "plain", *STEPS))
+    variant = ["pretrained-layers", "--pretrained_model", base]
+    run_variant(variant, *arguments("mrpc", bert_folder, mrpc, tmp_path / "variant", *STEPS))
+    assert_same_weights(tmp_path / "plain", tmp_path / "variant")
+    other = save_bert(tmp_path / "other", n_layer=2)
+    with pytest.raises(SystemExit, match="not what the predecessor was made of"):
+        variant = ["pretrained-layers", "--pretrained_model", other]
+        run_variant(variant, *arguments("mrpc", bert_folder, mrpc, tmp_path / "no", *STEPS))
+
+
+def test_the_falling_rate_is_the_linear_one_backwards(bert_folder, mrpc, tmp_path):
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "linear", *STEPS, *LINEAR))
+    run_variant(["falling"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "falling", *STEPS, *LINEAR))
+    rates = logged_rates(tmp_path / "linear")
+    assert rates[0] == 0.3 and rates[-1] == 1
+    assert logged_rates(tmp_path / "falling") == pytest.approx(rates[::-1])
+
+
+def one_batch(loaded, data: Path, args) -> list:
+    examples = read_examples(TASKS["mrpc"], data, "dev")
+    features = cached_features(TASKS["mrpc"], "dev", examples, loaded.tokenizer, 32, True, [data])
+    return micro_batch(features, torch.arange(8).numpy(), 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("variant", ["missing-gradients", None])
+def test_where_gradients_are_missing_a_layer_that_is_not_drawn_stays(bert_folder, mrpc, tmp_path, variant):
+    args = run_glue.parse_args(arguments("mrpc", bert_folder, mrpc, tmp_path, "--do_train", *LINEAR))
+    loaded = load_model(str(bert_folder), TASKS["mrpc"].labels, max_seq_length=32)
+    parts = ablate.VARIANTS.get(variant, run_glue.build)(args, TASKS["mrpc"], loaded, 10)
+    loaded.model.train()
+    moved = []
+    for draw in ([True, False], [False, True]):
+        before = [p.clone() for p in parts.layers.successor[0].parameters()]
+        parts.layers.draw_replacements = lambda draw=draw: draw
+        batch = one_batch(loaded, mrpc, args)
+        train_step(loaded.model, parts.layers, [batch], parts.optimizer, parts.schedulers, 1.0, parts.scaler, None)
+        after = parts.layers.successor[0].parameters()
+        moved.append(any(not torch.equal(p, q) for p, q in zip(before, after, strict=True)))
+    assert moved == [True, variant is None]
+
+
+def test_every_second_layer_starts_from_the_first_layer_of_each_module(bert_folder, mrpc, tmp_path):
+    args = run_glue.parse_args(arguments("mrpc", bert_folder, mrpc, tmp_path, "--do_train", *LINEAR))
+    loaded = load_model(str(bert_folder), TASKS["mrpc"].labels, max_seq_length=32)
+    layers = ablate.every_second_layer(args, TASKS["mrpc"], loaded, 10).layers
+    for ours, source in zip(layers.successor, (layers.predecessor[0], layers.predecessor[2]), strict=True):
+        for p, q in zip(ours.parameters(), source.parameters(), strict=True):
+            assert torch.equal(p, q) and p.requires_grad and not q.requires_grad
+
+
+@pytest.mark.parametrize(("variant", "schedule"), [("all-trained", []), ("falling", LINEAR)])
+def test_a_variant_goes_on_as_if_nothing_had_happened(bert_folder, mrpc, tmp_path, monkeypatch, variant, schedule):
+    steps = [*STEPS, "--save_steps", 5, *schedule]
+    run_variant([variant], *arguments("mrpc", bert_folder, mrpc, tmp_path / "whole", *steps))
+    command = arguments("mrpc", bert_folder, mrpc, tmp_path / "cut", *steps, "--resume")
+    after_step = run_glue.after_step
+
+    def fail_after_seven(*args):
+        after_step(*args)
+        if args[6].step == 7:
+            raise InterruptedError("as if the machine had gone")
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(run_glue, "after_step", fail_after_seven)
+        run_variant([variant], *command)
+    run_variant([variant], *command)
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut")]
+    assert [part["after_step"] for part in records[1]["resumed"]] == [5]
+    assert records[0]["last"]["loyalty"] == records[1]["last"]["loyalty"]
+
+
+def test_mistakes_are_told_in_one_line(bert_folder, mrpc, tmp_path):
+    fixed = arguments("mrpc", bert_folder, mrpc, tmp_path / "out", "--do_train")
+    for args, message in (
+        (["nothing", *fixed], "invalid choice"),
+        (["falling", *fixed], "--replacing_rate"),
+        (["falling", *fixed, "--replacing_rate", "0.5"], "--scheduler_type linear"),
+        (["pretrained-layers", *fixed], "--pretrained_model"),
+        (["all-trained", *fixed, "--replacing_rate", "0.5"], "replaces nothing"),
+    ):
+        command = [sys.executable, "scripts/ablate.py", *args]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
+    assert not (tmp_path / "out").exists()
