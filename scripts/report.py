@@ -393,11 +393,27 @@ def filled(document: str, results: Results) -> str:
     return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", fill, document, flags=re.DOTALL)
 
 
+def write_report(results_dir: Path, document: Path, with_pictures: bool = True) -> str:
+    """Fill in the document, or write a plain one where there is none, and the pictures beside it; returns its text."""
+    results = read_results(results_dir)
+    plain = "# Results\n\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in TABLES)
+    text = filled(document.read_text() if document.exists() else plain, results)
+    try:
+        pictures = draw(results) if with_pictures else {}
+    except ImportError as error:
+        raise UserError("pictures need matplotlib (pip install matplotlib); or give --no_pictures") from error
+    write_whole(document, text.encode())
+    for name, png in pictures.items():
+        write_whole(document.parent / name, png)
+    print(f"Filled in: {', '.join([str(document), *pictures])}", file=sys.stderr)
+    return text
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="report.py", description=__doc__)
     add = parser.add_argument
     add("results_dir", type=Path, metavar="RESULTS_DIR", help="folder with the records")
-    add("document", type=Path, metavar="DOCUMENT", help="the Markdown file to fill in")
+    add("document", type=Path, metavar="DOCUMENT", help="the Markdown file; one that is not there is made")
     add("--no_pictures", action="store_true", help="tables only; then matplotlib is not needed")
     return parser.parse_args(argv)
 
@@ -405,16 +421,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors("report.py", UserError):
-        results = read_results(args.results_dir)
-        text = filled(args.document.read_text(), results)
-        try:
-            pictures = {} if args.no_pictures else draw(results)
-        except ImportError as error:
-            raise UserError("pictures need matplotlib (pip install matplotlib); or give --no_pictures") from error
-        write_whole(args.document, text.encode())
-        for name, png in pictures.items():
-            write_whole(args.document.parent / name, png)
-    print(f"Filled in: {', '.join([str(args.document), *pictures])}", file=sys.stderr)
+        write_report(args.results_dir, args.document, not args.no_pictures)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 """Make the runs that test the paper's claims: a grid of tasks, methods and seeds, in stages.
 
 First the learning rate and the step from which the successor trains alone are searched on the first seed, for every
-method alike; then every method is run at its best setting with all seeds; then constant rates from 0.1 to 1.0 are
-tried on one task, and variants of the method on all. What is finished is not run again: give the same command to go
-on. Each run's record is OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which report.py makes tables and
-pictures. Weights are removed when a run is done, but the predecessors'.
+method alike: learning rates from the middle two outwards, until the best one lies between others or there are none
+left. Then every method is run at its best setting with all seeds, then variants of the linear schedule, and last
+constant rates from 0.1 to 1.0 on one task. What is finished is not run again: give the same command to go on.
+
+Each run's record is OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which OUTPUT_DIR/results.md is made. Weights
+are removed when a run is done, but the predecessors'.
 """
 
 import argparse
@@ -19,12 +21,23 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from command_line import OneLineParser, above, at_least, one_line_errors, write_whole
-from report import ABLATIONS, COMPARED, CONSTANT_RATE, FIRST_RATE, RATES, SHARES, best_setting, read_records
+from report import (
+    ABLATIONS,
+    COMPARED,
+    CONSTANT_RATE,
+    FIRST_RATE,
+    RATES,
+    SHARES,
+    UserError,
+    best_setting,
+    read_records,
+    write_report,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from glue_processors import TASKS, GlueDataError, find_task, read_examples
@@ -34,10 +47,6 @@ PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 # Of what a step of fine-tuning the predecessor takes, roughly, until there are runs to know it from.
 COSTS = {"predecessor": 1.0, "pretrained-layers": 0.5, "all-trained": 0.5, "frozen": 0.4}
-
-
-class UserError(Exception):
-    """Something that the user can put right."""
 
 
 class Run(NamedTuple):
@@ -64,12 +73,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", required=True, help="the pre-trained model: a folder or a name on the Hub")
     add("--glue_dir", required=True, type=Path, help="folder with the tasks' data")
-    add("--tasks", default="CoLA MRPC STS-B", help="all, for the paper's eight, or names (default: %(default)s)")
-    add("--output_dir", type=Path, default=Path("reproduction"), help="default: %(default)s")
+    add("--tasks", required=True, help="names, parted by spaces; all: the paper's eight")
+    add("--output_dir", required=True, type=Path, help="where the records go and, while it is needed, all else")
     add("--seeds", default="42 43 44", help="default: %(default)s")
-    add("--learning_rates", default="5e-5 1e-4 2e-4", help="that are searched (default: %(default)s)")
-    add("--num_train_epochs", type=above(0), default=3, help="of every method (default: %(default)s)")
-    add("--batch_size", type=at_least(1), default=32, help="of every method (default: %(default)s)")
+    add("--learning_rates", required=True, help="that are searched, parted by spaces: from the middle two outwards")
+    add("--num_train_epochs", type=above(0), required=True, help="of every method")
+    add("--batch_size", type=at_least(1), required=True, help="of every method")
     add("--rate_task", default="", help="on which constant rates are tried (default: STS-B, or the first task)")
     add("--ablation_tasks", default="", help="on which variants are tried (default: all)")
     add("--jobs", type=at_least(1), help="runs at a time (default: one on each GPU; one where there is none)")
@@ -90,7 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--tasks does not name {', '.join(sorted(unknown))}, which is to be tried")
     try:
         args.seeds = sorted({int(seed) for seed in args.seeds.split()})
-        args.learning_rates = args.learning_rates.split()
+        args.learning_rates = sorted(set(args.learning_rates.split()), key=float)
         rates = [float(rate) for rate in args.learning_rates]
     except ValueError:
         parser.error("--seeds are whole numbers and --learning_rates numbers, parted by spaces")
@@ -114,12 +123,13 @@ class Grid:
             self.n_steps[folder] = max(1, int(-(-n_rows // args.batch_size) * args.num_train_epochs + 1e-9))
 
     def best(self, task: str, method: str) -> tuple[str, float | None]:
-        """(learning rate, by) of the search's best run so far; of no run, the first that is searched."""
+        """(learning rate, by) of the search's best run so far; where there is none, a guess."""
         found = best_setting(read_records(self.args.output_dir / "results"), task, method)
         if found is None:
-            return self.args.learning_rates[0], 0.5 if method in ("constant", "linear") else None
-        rates = {float(rate): rate for rate in self.args.learning_rates}
-        return rates.get(found.learning_rate, f"{found.learning_rate:g}"), found.by
+            ladder = self.args.learning_rates  # as many runs lie ahead as if it were the higher of the first two
+            by = 0.5 if method in ("constant", "linear") else None
+            return ladder[min(len(ladder) - 1, (len(ladder) + 1) // 2)], by
+        return next(lr for lr in self.args.learning_rates if float(lr) == found.learning_rate), found.by
 
     def run(self, task: str, method: str, seed: int, learning_rate: str, by=None, rate=None) -> Run:
         if method == "constant" and rate == 1:
@@ -132,22 +142,11 @@ class Grid:
         tasks, seeds, rate = args.tasks, args.seeds, {"constant": CONSTANT_RATE}
         half = {"constant": 0.5, "linear": 0.5}
 
-        runs = [self.run(task, "predecessor", first, lr) for lr in args.learning_rates for task in tasks]
-        yield "search: predecessors", runs
-
+        yield from self.search(["predecessor"], half, rate)
         chosen = {task: self.best(task, "predecessor") for task in tasks}
         yield "predecessors", [self.run(task, "predecessor", s, *chosen[task]) for s in seeds for task in tasks]
 
-        yield (
-            "search: learning rate",
-            [
-                self.run(task, method, first, lr, half.get(method), rate.get(method))
-                for lr in args.learning_rates
-                for method in COMPARED
-                for task in tasks
-            ],
-        )
-
+        yield from self.search(COMPARED, half, rate)
         chosen = {(task, method): self.best(task, method)[0] for method in half for task in tasks}
         yield (
             "search: when the rate is 1",
@@ -183,6 +182,27 @@ class Grid:
             "constant rates",
             [self.run(task, "constant", seed, *chosen[task, "constant"], r) for seed in seeds for r in RATES],
         )
+
+    def search(self, methods: Sequence[str], by: dict, rate: dict) -> Iterator[tuple[str, list[Run]]]:
+        """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
+        first, ladder = self.args.seeds[0], self.args.learning_rates
+        middle = (len(ladder) - 1) // 2
+        tried = {(task, method): ladder[middle : middle + 2] for method in methods for task in self.args.tasks}
+        todo = tried
+        while todo:
+            runs = {
+                (task, method, lr): self.run(task, method, first, lr, by.get(method), rate.get(method))
+                for (task, method), rates in todo.items()
+                for lr in rates
+            }
+            yield f"search: learning rate ({', '.join(dict.fromkeys(lr for *_, lr in runs))})", list(runs.values())
+            todo = {}
+            for (task, method), rates in tried.items():
+                at = ladder.index(self.best(task, method)[0])
+                beside = [lr for lr in ladder[max(0, at - 1) : at + 2] if lr not in rates]
+                if beside:
+                    todo[task, method] = beside
+            tried = {key: [*rates, *todo.get(key, [])] for key, rates in tried.items()}
 
     def command(self, run: Run) -> list[str]:
         """The words of the run's command, for the repository's root."""
@@ -410,10 +430,11 @@ def main() -> None:
             if workers.stopped:
                 print("reproduce.sh: stopped; the same command goes on", file=sys.stderr)
                 raise SystemExit(128 + workers.stopped)
-            if workers.failed and stage.endswith("predecessors"):  # which all others start from
+            if workers.failed and stage == "predecessors":  # which all others start from
                 break
         if workers.failed:
             raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed)}")
+        print(write_report(args.output_dir / "results", args.output_dir / "results.md"), end="")
 
 
 if __name__ == "__main__":

