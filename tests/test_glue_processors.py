@@ -18,6 +18,7 @@ from glue_processors import (
     GlueDataError,
     cached_features,
     chance_score,
+    compute_loyalty,
     compute_metrics,
     find_task,
     read_examples,
@@ -320,6 +321,23 @@ def test_where_the_data_folder_takes_no_file_the_cache_lies_in_the_next_with_one
 
 
 # -------------------------------------------------------------------------------- metrics
+
+
+def test_loyalty_is_agreement_with_the_predecessor_whatever_the_labels():
+    ours, theirs = np.array([[2.0, 0, 0], [0, 1, 0], [0, 0, 3]]), np.array([[1.0, 0, 0], [0, 1, 0], [3, 0, 0]])
+    loyalty = compute_loyalty(TASKS["mnli"], ours, theirs)
+    assert loyalty["label_loyalty"] == pytest.approx(2 / 3)
+    p, q = (np.exp(of) / np.exp(of).sum(1, keepdims=True) for of in (ours, theirs))
+    middle = (p + q) / 2
+    divergence = [(a * np.log2(a / middle)).sum(1) / 2 for a in (p, q)]
+    expected = 1 - np.sqrt(np.maximum(0, divergence[0] + divergence[1]))
+    assert loyalty["probability_loyalty"] == pytest.approx(expected.mean())
+    assert compute_loyalty(TASKS["mnli"], ours, ours) == {"label_loyalty": 1, "probability_loyalty": 1}
+    opposite = compute_loyalty(TASKS["mrpc"], np.array([[99.0, 0]]), np.array([[0, 99.0]]))
+    assert opposite == {"label_loyalty": 0, "probability_loyalty": pytest.approx(0)}
+    scores = np.array([[1.0], [2.0], [4.0]])
+    assert compute_loyalty(TASKS["sts-b"], scores, 3 - 2 * scores) == {"score_correlation": pytest.approx(-1)}
+    assert compute_loyalty(TASKS["sts-b"], scores, np.ones((3, 1))) == {"score_correlation": 0}
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.metrics])

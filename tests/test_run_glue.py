@@ -22,7 +22,7 @@ from transformers import (
 
 import run_glue
 from bert_of_theseus.classifier import load_model
-from glue_processors import TASKS, compute_metrics, read_examples
+from glue_processors import TASKS, compute_loyalty, compute_metrics, read_examples
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,8 +65,8 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def score_again(folder: Path, data: Path, task_name: str) -> dict[str, float]:
-    """The dev metrics of a saved model, by transformers alone, one row at a time, without padding."""
+def logits_again(folder: Path, data: Path, task_name: str) -> np.ndarray:
+    """(rows, outputs): a saved model's for the dev set in the table's order, by transformers alone, row by row."""
     task = TASKS[task_name]
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -76,13 +76,17 @@ def score_again(folder: Path, data: Path, task_name: str) -> dict[str, float]:
         second = examples.second[i] if examples.second else None
         inputs = tokenizer(first, second, truncation=True, max_length=32, return_tensors="pt")
         logits.append(model(**inputs).logits[0].detach().numpy())
-    if task.labels is None:
-        return compute_metrics(task, np.array(logits)[:, 0], examples.labels)
-    names = [model.config.id2label[i].lower() for i in range(task.num_labels)]
-    if names[0] == "label_0":
-        names = list(task.labels)
-    predicted = [task.labels.index(names[i]) for i in np.argmax(logits, axis=1)]
-    return compute_metrics(task, np.array(predicted), examples.labels)
+    names = [model.config.id2label[i].lower() for i in range(model.config.num_labels)]
+    if task.labels is None or names[0] == "label_0":
+        return np.array(logits)
+    return np.array(logits)[:, [names.index(label.lower()) for label in task.labels]]
+
+
+def score_again(folder: Path, data: Path, task_name: str) -> dict[str, float]:
+    """The dev metrics of a saved model."""
+    task, logits = TASKS[task_name], logits_again(folder, data, task_name)
+    predicted = logits[:, 0] if task.labels is None else logits.argmax(axis=1)
+    return compute_metrics(task, predicted, read_examples(task, data, "dev").labels)
 
 
 # ----------------------------------------------------------------------- whole runs, as commands
@@ -148,12 +152,18 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
     assert f" {parameters:,} " in table[2]
 
     # The run's own record has them too, and the successor carries a card.
+    shown = scalars(output)
     assert [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()] == lines
     run = json.loads((output / "run.json").read_text())
     assert run["arguments"]["replacing_rate"] == 0.3 and run["parameters"] == parameters and run["steps"] == 12
     assert run["predecessor"]["metrics"] == pytest.approx(predecessor)
     assert run["last"]["metrics"] == pytest.approx(results) and run["last"]["step"] == 12
     assert run["best"]["metrics"] == pytest.approx(best) and run["best"]["step"] == best_step
+    ours, theirs = (logits_again(folder, data, "mrpc") for folder in (output, bert_folder))
+    loyalty = compute_loyalty(TASKS["mrpc"], ours, theirs)
+    assert run["last"]["loyalty"] == pytest.approx(loyalty, abs=1e-5) and loyalty["probability_loyalty"] < 1
+    assert shown["eval_label_loyalty"][12] == pytest.approx(loyalty["label_loyalty"])
+    assert f"{loyalty['label_loyalty']:.4f}  " in table[2]
     card = (output / "README.md").read_text()
     for fact in ("GLUE MRPC", f"{bert_folder.name} (4 layers)", "rising linearly by 0.1", "12 optimiser steps"):
         assert fact in card
@@ -161,7 +171,6 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
     assert f"acc_and_f1 {best['acc_and_f1']:.4f}" in (output / "checkpoint-best" / "README.md").read_text()
 
     # TensorBoard has the same numbers.
-    shown = scalars(output)
     evaluated = "acc f1 acc_and_f1 label_loyalty probability_loyalty".split()
     assert shown.keys() == {"loss", "learning_rate", "replacing_rate", *(f"eval_{name}" for name in evaluated)}
     assert shown["eval_acc_and_f1"] == pytest.approx(scores)

@@ -29,7 +29,9 @@ def score(metric: str, main: float) -> dict:
     return {"metrics": {metric: main}, "main": main, "seconds": 0.5}
 
 
-def write_run(folder: Path, task: str, flags: str, last: float, best: float, predecessor: float | None = None) -> Path:
+def write_run(
+    folder: Path, task: str, flags: str, last: float, best: float, predecessor: float | None = None, loyalty=None
+) -> Path:
     """A run.json and a log.jsonl as run_glue.py writes them, of 100 steps."""
     folder.mkdir(parents=True)
     fixed = f"--task_name {task} --data_dir d --model_name_or_path m --output_dir {folder} --do_train --do_eval"
@@ -42,6 +44,7 @@ def write_run(folder: Path, task: str, flags: str, last: float, best: float, pre
     if predecessor is not None:
         record["predecessor"] = score(metric, predecessor) | {"parameters": 40}
     record |= {"training_seconds": 9.0, "last": {"step": 100} | score(metric, last)}
+    record["last"]["loyalty"] = loyalty or {}
     record["best"] = {"step": 50} | score(metric, best)
     (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     rate = {} if args.replacing_rate is None else {"replacing_rate": args.replacing_rate}
@@ -172,6 +175,21 @@ def test_a_run_of_run_glue_is_read(bert_folder, tmp_path):
         assert float(row[name]) == pytest.approx(record[value]["main"])
     assert (row["schedule"], row["scheduler_linear_k"], row["metric"]) == ("linear", "0.2", "acc_and_f1")
     assert not files_in(folder.parent)
+
+
+def test_loyalty_is_in_the_table_where_it_was_measured(runs, tmp_path):
+    assert run_script(runs, "--no_pictures").returncode == 0
+    assert not {"label_loyalty", "probability_loyalty", "score_correlation"} & set(rows_of(runs)[0])
+    for seed, label in ((42, 0.9), (43, 0.8)):
+        flags = f"{LINEAR} {seed} --model_name_or_path predecessor-seed{seed}"
+        loyalty = {"mnli/label_loyalty": label, "mnli/probability_loyalty": 0.7, "mnli-mm/label_loyalty": 0.1}
+        write_run(runs / "MNLI" / f"{seed}", "mnli", flags, 0.8, 0.8, 0.9, loyalty)
+    done = run_script(runs, "--no_pictures")
+    (row,) = [row for row in rows_of(runs) if row["task"] == "mnli"]
+    assert (float(row["label_loyalty"]), float(row["probability_loyalty"])) == (pytest.approx(0.85), 0.7)
+    # A predecessor for each seed is still one setting.
+    assert row["seeds"] == "2" and "score_correlation" not in row
+    assert "| label loyalty | probability loyalty |" in done.stdout and "Jensen-Shannon" in done.stdout
 
 
 # ------------------------------------------------------------------------------- damaged, doubled
