@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Answer the paper's claims with tables and pictures, from the records of the runs that reproduce.sh makes.
 
-Fills in DOCUMENT, a Markdown file, what stands between <!-- NAME --> and <!-- /NAME --> for each table's NAME, and
-writes the pictures beside it. Everything comes from the run.json files below RESULTS_DIR and, for the speed, from what
-benchmark.py --output wrote to RESULTS_DIR/speed.
+Fills in, in each Markdown file, what stands between <!-- NAME --> and <!-- /NAME --> for each table's NAME, and writes
+the pictures that it shows beside it. Everything comes from the run.json files below RESULTS_DIR and, for the speed,
+from what benchmark.py --json wrote to RESULTS_DIR/speed.
 """
 
 import argparse
@@ -293,6 +293,16 @@ def variants(results: Results) -> str:
     return markdown(rows)
 
 
+def speed(results: Results) -> str:
+    rows = [["", "predecessor, rows/s", "successor, rows/s", "times as fast", "ms for one row, of both"]]
+    for task, figures in results.speed.items():
+        of = figures["inference"]
+        rates = [f"{of[who]['examples_per_second']:.0f}" for who in ("predecessor", "successor")]
+        single = " / ".join(f"{1000 * of[who]['seconds_for_one']:.1f}" for who in ("predecessor", "successor"))
+        rows.append([task, *rates, f"{of['successor']['times_the_predecessor']:.2f}", single])
+    return markdown(rows)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "grid": grid,
     "comparison": comparison,
@@ -302,6 +312,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "search": search,
     "rates": rates,
     "variants": variants,
+    "speed": speed,
 }
 
 
@@ -353,18 +364,20 @@ def draw_comparison(plt, results: Results):
 PICTURES = {"results_rates.png": draw_rates, "results_comparison.png": draw_comparison}
 
 
-def draw(results: Results) -> dict[str, bytes]:
-    """The pictures, as PNG by file name."""
+def draw(results: Results, names: list[str]) -> dict[str, bytes]:
+    """These pictures, as PNG by file name."""
+    if not names:
+        return {}
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     pictures = {}
-    for name, draw_one in PICTURES.items():
+    for name in names:
         with plt.rc_context(STYLE):
             png = io.BytesIO()
-            draw_one(plt, results).savefig(png, format="png", dpi=130, metadata={"Software": None})
+            PICTURES[name](plt, results).savefig(png, format="png", dpi=130, metadata={"Software": None})
             plt.close("all")
         pictures[name] = png.getvalue()
     return pictures
@@ -393,15 +406,17 @@ def filled(document: str, results: Results) -> str:
     return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", fill, document, flags=re.DOTALL)
 
 
-def write_report(results_dir: Path, document: Path, with_pictures: bool = True) -> str:
-    """Fill in the document, or write a plain one where there is none, and the pictures beside it; returns its text."""
+def write_report(results_dir: Path, document: Path) -> str:
+    """Fill in the document, or write a plain one where there is none, and the pictures it shows; returns its text."""
     results = read_results(results_dir)
     plain = "# Results\n\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in TABLES)
+    plain += "\n".join(f"![]({name})" for name in PICTURES) + "\n"
     text = filled(document.read_text() if document.exists() else plain, results)
+    names = [name for name in PICTURES if name in text]
     try:
-        pictures = draw(results) if with_pictures else {}
+        pictures = draw(results, names)
     except ImportError as error:
-        raise UserError("pictures need matplotlib (pip install matplotlib); or give --no_pictures") from error
+        raise UserError(f"{document} shows pictures, which need matplotlib (pip install matplotlib)") from error
     write_whole(document, text.encode())
     for name, png in pictures.items():
         write_whole(document.parent / name, png)
@@ -413,15 +428,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="report.py", description=__doc__)
     add = parser.add_argument
     add("results_dir", type=Path, metavar="RESULTS_DIR", help="folder with the records")
-    add("document", type=Path, metavar="DOCUMENT", help="the Markdown file; one that is not there is made")
-    add("--no_pictures", action="store_true", help="tables only; then matplotlib is not needed")
+    add("documents", type=Path, nargs="+", metavar="DOCUMENT", help="a Markdown file; one that is not there is made")
     return parser.parse_args(argv)
 
 
 def main() -> None:
     args = parse_args()
     with one_line_errors("report.py", UserError):
-        write_report(args.results_dir, args.document, not args.no_pictures)
+        for document in args.documents:
+            write_report(args.results_dir, document)
 
 
 if __name__ == "__main__":
