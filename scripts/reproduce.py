@@ -124,7 +124,7 @@ class Grid:
 
     def best(self, task: str, method: str) -> tuple[str, float | None]:
         """(learning rate, by) of the search's best run so far; where there is none, a guess."""
-        found = best_setting(read_records(self.args.output_dir / "results"), task, method)
+        found = best_setting(read_records(self.args.output_dir / "results" / task / method), task, method)
         if found is None:
             ladder = self.args.learning_rates  # as many runs lie ahead as if it were the higher of the first two
             by = 0.5 if method in ("constant", "linear") else None
