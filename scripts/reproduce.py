@@ -432,9 +432,9 @@ def main() -> None:
                 raise SystemExit(128 + workers.stopped)
             if workers.failed and stage == "predecessors":  # which all others start from
                 break
-        if workers.failed:
-            raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed)}")
         print(write_report(args.output_dir / "results", args.output_dir / "results.md"), end="")
+        if workers.failed:  # a learning rate of the search may have been too high for a method
+            raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed)}")
 
 
 if __name__ == "__main__":
