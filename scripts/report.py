@@ -247,7 +247,8 @@ def loyalty(results: Results) -> str:
 def search(results: Results) -> str:
     """Every run of the search; the best of each method and task in bold."""
     rates = sorted({record.learning_rate for record in results.records})
-    rows = [["", *(f"{task} {rate:g}" for task in results.tasks() for rate in rates)]]
+    names = [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates]
+    rows = [["", *(f"{task} {name}" for task in results.tasks() for name in names)]]
     for method in ("predecessor", *COMPARED):
         found = {
             (r.task, r.learning_rate, r.by): r

@@ -94,7 +94,7 @@ def test_differences_are_in_standard_deviations_within_the_methods(results):
 
 def test_every_run_of_the_search_is_shown_and_the_chosen_one_is_bold(results):
     rows = rows_of(report.search(results))
-    assert rows[""] == ["MRPC 0.0001", "MRPC 0.0002"]
+    assert rows[""] == ["MRPC 1e-4", "MRPC 2e-4"]
     assert rows["Theseus, linear from 0.3, 1 after 0.25"] == ["**85.0**", "50.0"]
     assert rows["Theseus, linear from 0.3, 1 after 0.67"] == ["84.0", "-"]
     assert rows["predecessor, cut, layers alone fine-tuned"] == ["**70.0**", "10.0"]
