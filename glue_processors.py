@@ -482,10 +482,12 @@ def compute_loyalty(task: Task, logits: np.ndarray, predecessor: np.ndarray) -> 
     """
     if not task.labels:
         return {"score_correlation": compute_metrics(task, logits[:, 0], predecessor[:, 0])["pearson"]}
-    from scipy.spatial.distance import jensenshannon
-    from scipy.special import softmax
+    from scipy.special import rel_entr, softmax
 
-    distances = jensenshannon(*(softmax(of.astype(np.float64), 1) for of in (logits, predecessor)), base=2, axis=1)
+    p, q = (softmax(of.astype(np.float64), 1) for of in (logits, predecessor))
+    middle = (p + q) / 2
+    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(1) / (2 * np.log(2))
+    distances = np.sqrt(np.maximum(divergence, 0))  # rounding can bring that of equals below 0
     return {
         "label_loyalty": float((logits.argmax(1) == predecessor.argmax(1)).mean()),
         "probability_loyalty": float(1 - distances.mean()),

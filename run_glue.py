@@ -523,17 +523,17 @@ def read_state(args, task: Task, checkpoint: Path) -> tuple[Progress, tuple]:
         best = read_results(checkpoint.parent / "checkpoint-best")
         step = int(best.pop("step", progress.best_step))
         if args.evaluate_during_training and step != progress.best_step and main_key(task) in best:
-            progress.best_step, progress.best = step, read_score(task, best, best[main_key(task)], 0.0, {})
+            progress.best_step, progress.best = step, read_score(task, best, best[main_key(task)], 0.0)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise state_error(checkpoint, error) from error
     return progress, (tensors, figures)
 
 
-def read_score(task: Task, metrics: dict, main: float, seconds: float, loyalty: dict) -> Score:
+def read_score(task: Task, metrics: dict, main: float, seconds: float, loyalty: dict | None = None) -> Score:
     """A score as it was saved; some error where it is none of the task's."""
     names = task.dev_tasks or (task.name,)
     keys = [f"{name}/{key}" if len(names) > 1 else key for name in names for key in TASKS[name].metrics]
-    loyalty = {str(key): float(value) for key, value in loyalty.items()}
+    loyalty = {str(key): float(value) for key, value in (loyalty or {}).items()}
     return Score({key: float(metrics[key]) for key in keys}, float(main), float(seconds), loyalty)
 
 
@@ -578,6 +578,8 @@ def describe_successor(args, task, model: torch.nn.Module, step: int, score: Sco
 
 def describe_schedule(args: argparse.Namespace) -> str:
     """The replacing rate's schedule in words."""
+    if getattr(args, "variant", None):
+        return f"the variant {args.variant} of scripts/ablate.py"
     if args.scheduler_type == "linear":
         return f"replacing rate {args.replacing_rate:g}, rising linearly by {args.scheduler_linear_k:g} a step"
     return f"replacing rate {args.replacing_rate:g} for {max(args.steps_for_replacing, 1):,} steps, then 1"
@@ -1080,6 +1082,7 @@ def describe_run(args: argparse.Namespace, task: Task, device: torch.device) -> 
         "command": run_record.command(),
         "arguments": vars(args),
         "seed": args.seed,
+        "variant": getattr(args, "variant", None),  # of the method, in scripts/ablate.py
         "device": device_name(device),
         "device_type": device.type,
         "processes": distributed.n_processes(),

@@ -73,7 +73,8 @@ def differences(was: dict, now: dict, free_arguments: Sequence[str]) -> list[str
     found += [f"{name} has changed" for name, sha256 in data if was["data"].get(name, sha256) != sha256]
     if was.get("predecessor_sha256", "") != now.get("predecessor_sha256", was.get("predecessor_sha256", "")):
         found.append("the model to start from has changed")
-    for key, what in (("processes", "the number of processes"), ("device_type", "the kind of device")):
-        if was.get(key) != now[key]:
-            found.append(f"{what} was {was.get(key)}, is {now[key]}")
+    whats = {"processes": "the number of processes", "device_type": "the kind of device", "variant": "the variant"}
+    for key, what in whats.items():
+        if was.get(key) != now.get(key):
+            found.append(f"{what} was {was.get(key)}, is {now.get(key)}")
     return found

@@ -89,10 +89,11 @@ def missing_gradients(args: argparse.Namespace, task: Task, loaded: Loaded, n_st
     parts = run_glue.build(args, task, loaded, n_steps)
 
     def remove_zeros(optimizer: torch.optim.Optimizer, *_) -> None:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and not p.grad.any():
-                    p.grad = None
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        there = torch.stack([p.grad.any() for p in trained]).tolist() if trained else []  # waits for a GPU once
+        for p, is_there in zip(trained, there, strict=True):
+            if not is_there:
+                p.grad = None
 
     parts.optimizer.register_step_pre_hook(remove_zeros)
     return parts

@@ -44,6 +44,12 @@ from glue_processors import TASKS, GlueDataError, find_task, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
+PREDECESSORS = "predecessors"  # the stage after which others start from them
+FREE = "--save_steps --save_total_limit --logging_steps".split()  # flags of run_glue.py that change no result
+# Flags of run_glue.py that are the grid's own, or that would change its number of steps.
+FIXED = """--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length
+--per_gpu_train_batch_size --num_train_epochs --learning_rate --seed --replacing_rate --scheduler_type
+--scheduler_linear_k --steps_for_replacing --max_steps --gradient_accumulation_steps"""
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 # Of what a step of fine-tuning the predecessor takes, roughly, until there are runs to know it from.
 COSTS = {"predecessor": 1.0, "pretrained-layers": 0.5, "all-trained": 0.5, "frozen": 0.4}
@@ -67,9 +73,8 @@ class Run(NamedTuple):
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     argv = list(sys.argv[1:] if argv is None else argv)
     extra = argv[argv.index("--") + 1 :] if "--" in argv else []
-    parser = OneLineParser(
-        prog="reproduce.sh", description=__doc__, epilog="What follows -- is handed to run_glue.py, so that it wins."
-    )
+    epilog = "What follows -- is handed to run_glue.py."
+    parser = OneLineParser(prog="reproduce.sh", description=__doc__, epilog=epilog, allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, help="the pre-trained model: a folder or a name on the Hub")
     add("--glue_dir", required=True, type=Path, help="folder with the tasks' data")
@@ -88,12 +93,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.extra = extra
     args.tasks = PAPER_TASKS if args.tasks == "all" else args.tasks.split()
     try:
-        args.tasks = [find_task(task).folder for task in args.tasks]
-        args.ablation_tasks = [find_task(task).folder for task in args.ablation_tasks.split()] or args.tasks
+        args.tasks = [folder_of(task) for task in args.tasks]
+        args.ablation_tasks = [folder_of(task) for task in args.ablation_tasks.split()] or args.tasks
         default = "STS-B" if "STS-B" in args.tasks else args.tasks[0]
-        args.rate_task = find_task(args.rate_task).folder if args.rate_task else default
+        args.rate_task = folder_of(args.rate_task) if args.rate_task else default
     except (KeyError, IndexError):
         parser.error("--tasks: name some of GLUE's tasks")
+    args.tasks = list(dict.fromkeys(args.tasks))
     unknown = {args.rate_task, *args.ablation_tasks} - set(args.tasks)
     if unknown:
         parser.error(f"--tasks does not name {', '.join(sorted(unknown))}, which is to be tried")
@@ -105,7 +111,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--seeds are whole numbers and --learning_rates numbers, parted by spaces")
     if not args.seeds or not rates or min(rates) <= 0:
         parser.error("--seeds and --learning_rates name one or more each, the latter above 0")
+    fixed = sorted(set(FIXED.split()) & {word.split("=")[0] for word in extra})
+    if fixed:
+        parser.error(f"{fixed[0]} after --: the grid sets it, or counts on it")
     return args
+
+
+def folder_of(task: str) -> str:
+    """The folder's name of a task that has labels; KeyError where there is none."""
+    task = find_task(task)
+    if not task.metrics:
+        raise KeyError(task.name)
+    return task.folder
 
 
 # ---------------------------------------------------------------------------------------------- plan
@@ -129,12 +146,10 @@ class Grid:
             ladder = self.args.learning_rates  # as many runs lie ahead as if it were the higher of the first two
             by = 0.5 if method in ("constant", "linear") else None
             return ladder[min(len(ladder) - 1, (len(ladder) + 1) // 2)], by
-        return next(lr for lr in self.args.learning_rates if float(lr) == found.learning_rate), found.by
-
-    def run(self, task: str, method: str, seed: int, learning_rate: str, by=None, rate=None) -> Run:
-        if method == "constant" and rate == 1:
-            method, by, rate = "frozen", None, None
-        return Run(task, method, seed, learning_rate, by, rate)
+        rates = {float(rate): rate for rate in self.args.learning_rates}
+        if found.learning_rate not in rates:
+            raise UserError(f"--learning_rates: {found.learning_rate:g} has been searched; name it as well")
+        return rates[found.learning_rate], found.by
 
     def stages(self) -> Iterator[tuple[str, list[Run]]]:
         """(name, runs); each stage is asked for when the one before is done, and depends on its results."""
@@ -144,14 +159,14 @@ class Grid:
 
         yield from self.search(["predecessor"], half, rate)
         chosen = {task: self.best(task, "predecessor") for task in tasks}
-        yield "predecessors", [self.run(task, "predecessor", s, *chosen[task]) for s in seeds for task in tasks]
+        yield PREDECESSORS, [Run(task, "predecessor", s, *chosen[task]) for s in seeds for task in tasks]
 
         yield from self.search(COMPARED, half, rate)
         chosen = {(task, method): self.best(task, method)[0] for method in half for task in tasks}
         yield (
             "search: when the rate is 1",
             [
-                self.run(task, method, first, lr, by, rate.get(method))
+                Run(task, method, first, lr, by, rate.get(method))
                 for by in SHARES
                 for (task, method), lr in chosen.items()
             ],
@@ -161,7 +176,7 @@ class Grid:
         yield (
             "comparison",
             [
-                self.run(task, method, seed, *setting, rate.get(method))
+                Run(task, method, seed, *setting, rate.get(method))
                 for seed in seeds
                 for (task, method), setting in chosen.items()
             ],
@@ -170,7 +185,7 @@ class Grid:
         yield (
             "variants",
             [
-                self.run(task, method, seed, *chosen[task, "linear"])
+                Run(task, method, seed, *chosen[task, "linear"])
                 for task in args.ablation_tasks
                 for seed in seeds
                 for method in ABLATIONS
@@ -180,7 +195,13 @@ class Grid:
         task = args.rate_task
         yield (
             "constant rates",
-            [self.run(task, "constant", seed, *chosen[task, "constant"], r) for seed in seeds for r in RATES],
+            [
+                Run(task, "constant", seed, *chosen[task, "constant"], r)
+                if r < 1
+                else Run(task, "frozen", seed, *chosen[task, "frozen"])
+                for seed in seeds
+                for r in RATES
+            ],
         )
 
     def search(self, methods: Sequence[str], by: dict, rate: dict) -> Iterator[tuple[str, list[Run]]]:
@@ -191,7 +212,7 @@ class Grid:
         todo = tried
         while todo:
             runs = {
-                (task, method, lr): self.run(task, method, first, lr, by.get(method), rate.get(method))
+                (task, method, lr): Run(task, method, first, lr, by.get(method), rate.get(method))
                 for (task, method), rates in todo.items()
                 for lr in rates
             }
@@ -238,11 +259,18 @@ class Grid:
 # ---------------------------------------------------------------------------------------------- runs
 
 
-def is_done(args: argparse.Namespace, run: Run) -> bool:
-    """Whether there is the run's record; of a predecessor also its weights, which others start from."""
-    if run.method == "predecessor" and not (args.output_dir / "runs" / run.folder / "config.json").exists():
+def is_done(args: argparse.Namespace, run: Run, with_weights: bool = False) -> bool:
+    """Whether there is the run's record and, if they are needed, its weights."""
+    if with_weights and not (args.output_dir / "runs" / run.folder / "config.json").exists():
         return False
     return (args.output_dir / "results" / run.folder / "run.json").exists()
+
+
+def remove_weights(args: argparse.Namespace, runs: Sequence[Run], needed: Sequence[Run] = ()) -> None:
+    """Remove what is left of finished runs, but of those that are needed."""
+    for run in set(runs) - set(needed):
+        if is_done(args, run) and not args.keep_weights:
+            shutil.rmtree(args.output_dir / "runs" / run.folder, ignore_errors=True)
 
 
 def keep(args: argparse.Namespace, run: Run) -> None:
@@ -261,17 +289,22 @@ class Workers:
         self.args, self.grid = args, grid
         self.devices = devices(args.jobs)
         self.processes: set[subprocess.Popen] = set()
-        self.failed: list[str] = []
-        self.stopped = 0  # by this signal
+        self.failed: dict[Run, str] = {}  # with the reason
+        self.stopped, self.heard = 0, 0.0  # by this signal, and when
 
     def stop(self, number: int, frame=None) -> None:
-        self.stopped = number
+        # A second signal ends the runs at once; but one to a whole job comes to them twice.
+        if self.stopped and time.monotonic() < self.heard + 2:
+            return
+        self.stopped, self.heard = number, time.monotonic()
         for process in list(self.processes):
             process.send_signal(signal.SIGTERM)  # each ends its step and saves
 
     def make(self, stage: str, runs: list[Run]) -> None:
         """Make all runs that are not done; those that fail are kept in `failed`."""
-        todo = deque(run for run in dict.fromkeys(runs) if not is_done(self.args, run))
+        weights = stage == PREDECESSORS
+        todo = deque(run for run in dict.fromkeys(runs) if not is_done(self.args, run, weights))
+        todo = deque(run for run in todo if run not in self.failed)
         print(f"== {stage}: {len(todo)} of {len(set(runs))} runs to make", flush=True)
         total = len(todo)
 
@@ -314,11 +347,11 @@ class Workers:
                 outcome = "stopped"
             else:
                 lines = log.read_text(errors="replace").strip().splitlines() or [""]
-                outcome = f"failed with status {status}"
-                self.failed.append(f"{log}: {lines[-1]}")
-        except OSError as error:
-            outcome = "failed"
-            self.failed.append(f"{folder}: {error}")
+                self.failed[run] = f"{log}: {lines[-1]}"
+                outcome = f"failed with status {status}: {lines[-1]}"
+        except Exception as error:  # whatever it is, the other runs are made, and it is told
+            outcome = f"failed: {error}"
+            self.failed[run] = f"{folder}: {error}"
         print(f"{number}: {run.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
 
 
@@ -389,19 +422,31 @@ def estimate(args: argparse.Namespace, grid: Grid, runs: list[Run]) -> float:
 # ---------------------------------------------------------------------------------------------- main
 
 
+def lasting(extra: list[str]) -> list[str]:
+    """The words after -- but for flags that change no result, and their values."""
+    free, kept = False, []
+    for word in extra:
+        free = word.split("=")[0] in FREE if word.startswith("--") else free
+        kept += [] if free else [word]
+    return kept
+
+
 def check_grid(args: argparse.Namespace) -> None:
     """UserError where output_dir holds the runs of another grid."""
     now = {"model": args.model, "num_train_epochs": args.num_train_epochs, "batch_size": args.batch_size}
-    now |= {"first_seed": args.seeds[0], "extra": args.extra}
+    now |= {"first_seed": args.seeds[0], "extra": lasting(args.extra)}
     path = args.output_dir / "grid.json"
     try:
         was = json.loads(path.read_text())
     except FileNotFoundError:
+        if args.dry_run:
+            return
         args.output_dir.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(now, indent=2).encode() + b"\n")
         return
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); name another --output_dir") from error
+    was["extra"] = lasting(was.get("extra", []))
     different = [f"{name} was {was.get(name)}, is {value}" for name, value in now.items() if was.get(name) != value]
     if different:
         raise UserError(f"--output_dir {args.output_dir} holds other runs: {'; '.join(different)}; name another")
@@ -422,19 +467,24 @@ def main() -> None:
             for run in todo:
                 print(shlex.join(grid.command(run)))
             return
+        remove_weights(args, [run for run in planned if run.method != "predecessor"])  # if it was killed just then
         workers = Workers(args, grid)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, workers.stop)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup lets SIGHUP be
+                signal.signal(number, workers.stop)
         for stage, runs in grid.stages():
             workers.make(stage, runs)
             if workers.stopped:
                 print("reproduce.sh: stopped; the same command goes on", file=sys.stderr)
                 raise SystemExit(128 + workers.stopped)
-            if workers.failed and stage == "predecessors":  # which all others start from
-                break
-        print(write_report(args.output_dir / "results", args.output_dir / "results.md"), end="")
+            if stage == PREDECESSORS:
+                if not all(is_done(args, run, True) for run in runs):  # which all others start from
+                    break
+                remove_weights(args, [run for run in planned if run.method == "predecessor"], runs)
+        if any((args.output_dir / "results").rglob("run.json")):
+            print(write_report(args.output_dir / "results", args.output_dir / "results.md"), end="")
         if workers.failed:  # a learning rate of the search may have been too high for a method
-            raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed)}")
+            raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed.values())}")
 
 
 if __name__ == "__main__":

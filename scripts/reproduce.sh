@@ -23,7 +23,7 @@ from them. Give the same command again to go on: what is finished is not run aga
   --rate_task      the task on which constant rates are tried (default: STS-B, or the first)
   --ablation_tasks the tasks on which variants of the method are tried (default: all)
   --keep_weights   keep the successors as well
-  --dry_run        print how long it will take and the commands, and run nothing
+  --dry_run        print how long it will take, for which ten steps of each task are timed, and the commands
 
 The data are $GLUE_DIR/TASK if GLUE_DIR is set, else they are downloaded. PYTHON names the interpreter that makes the
 environment, .venv (default: python3).
@@ -33,13 +33,23 @@ END
 model= output_dir=reproduction tasks="CoLA MRPC STS-B" flags=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --model | --output_dir | --tasks)
-      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
-      declare "${1#--}=$2" && shift
-      ;;
-    -h | --help) usage && exit ;;
     --) break ;;
-    *) flags+=("$1") ;;
+    --*=*)
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      continue
+      ;;
+    --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --batch_size | --jobs | \
+      --rate_task | --ablation_tasks)
+      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
+      case $1 in
+        --model | --output_dir | --tasks) declare "${1#--}=$2" ;;
+        *) flags+=("$1" "$2") ;;
+      esac
+      shift
+      ;;
+    --keep_weights | --dry_run) flags+=("$1") ;;
+    -h | --help) usage && exit ;;
+    *) die "unknown argument $1; those of run_glue.py come after -- (--help explains)" ;;
   esac
   shift
 done

@@ -164,3 +164,14 @@ def test_mistakes_are_told_in_one_line(bert_folder, mrpc, tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_variant_does_not_go_on_with_a_run_of_the_method_nor_the_other_way_round(bert_folder, mrpc, tmp_path):
+    command = arguments("mrpc", bert_folder, mrpc, tmp_path / "out", *STEPS, *LINEAR, "--resume")
+    run_here(*command)
+    with pytest.raises(SystemExit, match="the variant was None, is falling"):
+        run_variant(["falling"], *command)
+    run_variant(["falling"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "falling", *STEPS, *LINEAR))
+    with pytest.raises(SystemExit, match="the variant was falling, is None"):
+        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "falling", *STEPS, *LINEAR, "--resume"))
+    assert "falling" in (tmp_path / "falling" / "README.md").read_text()

@@ -333,6 +333,9 @@ def test_loyalty_is_agreement_with_the_predecessor_whatever_the_labels():
     expected = 1 - np.sqrt(np.maximum(0, divergence[0] + divergence[1]))
     assert loyalty["probability_loyalty"] == pytest.approx(expected.mean())
     assert compute_loyalty(TASKS["mnli"], ours, ours) == {"label_loyalty": 1, "probability_loyalty": 1}
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(500, 2))
+    assert compute_loyalty(TASKS["mrpc"], near + 1e-9, near)["probability_loyalty"] == pytest.approx(1, abs=1e-6)
     opposite = compute_loyalty(TASKS["mrpc"], np.array([[99.0, 0]]), np.array([[0, 99.0]]))
     assert opposite == {"label_loyalty": 0, "probability_loyalty": pytest.approx(0)}
     scores = np.array([[1.0], [2.0], [4.0]])

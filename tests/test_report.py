@@ -110,7 +110,7 @@ def test_constant_rates_loyalty_and_speed_are_told(results):
     assert "32 runs, 32.0 hours" in report.grid(results) and "460 steps on MRPC; seeds 0, 1, 2" in report.grid(results)
 
 
-def test_the_pictures_show_what_the_tables_say(results):
+def test_the_pictures_are_made(results):
     pytest.importorskip("matplotlib")
     pictures = report.draw(results, list(report.PICTURES))
     assert pictures.keys() == report.PICTURES.keys()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ LADDER = "5e-4 1e-3 2e-3 4e-3"
 def flags(folder: Path, *more: str) -> list[str]:
     fixed = ["--model", folder / "model", "--glue_dir", folder, "--output_dir", folder / "out", "--seeds", "1 2"]
     fixed += ["--tasks", "sts-b", "--learning_rates", LADDER, "--num_train_epochs", 1, "--batch_size", 4]
-    return [str(word) for word in [*fixed, *more, "--", "--max_seq_length", 32, "--no_cuda"]]
+    return [str(word) for word in [*fixed, *more, "--", "--no_cuda"]]
 
 
 def write_record(args, grid: reproduce.Grid, run: reproduce.Run, main: float) -> None:
@@ -34,7 +35,7 @@ def write_record(args, grid: reproduce.Grid, run: reproduce.Run, main: float) ->
     record = {"task": "sts-b", "main_metric": "corr", "arguments": vars(parse(words)), "steps": grid.n_steps["STS-B"]}
     record |= {"training_seconds": 1.0, "versions": {}, "last": score | {"loyalty": {"score_correlation": main}}}
     if run.method == "predecessor":
-        save_bert(args.output_dir / "runs" / run.folder, num_labels=1)
+        save_bert(args.output_dir / "runs" / run.folder, num_labels=1, max_position_embeddings=128)
     else:
         record["predecessor"] = score | {"main": 0.9, "metrics": dict.fromkeys(score["metrics"], 0.9)}
     target = args.output_dir / "results" / run.folder
@@ -53,7 +54,7 @@ def main_score(run: reproduce.Run) -> float:
 def made(tmp_path):
     """(args, stages) of a grid all of whose runs have records."""
     write_glue(tmp_path / "STS-B", "sts-b", n_train=16, n_dev=8)
-    save_bert(tmp_path / "model", num_labels=1)
+    save_bert(tmp_path / "model", num_labels=1, max_position_embeddings=128)
     args = reproduce.parse_args(flags(tmp_path))
     grid, stages = reproduce.Grid(args), []
     for name, runs in grid.stages():
@@ -131,12 +132,18 @@ def test_only_what_is_missing_is_run_and_the_report_ends_it(made):
     assert document in done.stdout and "| Theseus, linear from 0.3" in document
     assert (args.output_dir / "results_rates.png").read_bytes().startswith(b"\x89PNG")
 
+    # Of the predecessors, those that others start from are left.
+    kept = sorted(path.name for path in (args.output_dir / "runs" / "STS-B" / "predecessor").iterdir())
+    assert kept == ["lr5e-4-seed1", "lr5e-4-seed2"]
+
     # Another grid in the same place is refused, as are names that there are not.
     for others, status, message in (
         (["--batch_size", "8"], 1, "holds other runs: batch_size was 4, is 8"),
         (["--tasks", "sst"], 2, "--tasks"),
         (["--rate_task", "mrpc"], 2, "does not name MRPC"),
+        (["--tasks", "ax"], 2, "--tasks"),
         (["--seeds", "one"], 2, "--seeds"),
+        (["--learning_rates", "1e-3 2e-3"], 1, "0.0005 has been searched"),
     ):
         command = [sys.executable, "scripts/reproduce.py", *flags(args.glue_dir, *others)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
@@ -159,19 +166,43 @@ def test_a_signal_stops_the_runs_and_the_same_command_goes_on(made):
     assert err == "reproduce.sh: stopped; the same command goes on\n" and "stopped after" in out
     assert not path.exists()
 
+    # It goes on, past a run that fails, and the others' results are told all the same.
+    failing = "predecessor/lr2e-3-seed1"
+    (args.output_dir / "results" / "STS-B" / failing / "run.json").unlink()
+    folder = args.output_dir / "runs" / "STS-B" / failing
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1 and "1 runs failed" in done.stderr.splitlines()[-1]
+    assert f"STS-B/{failing}: failed: " in done.stdout and path.exists()
+    assert (args.output_dir / "results.md").exists()
+
+
+def test_flags_that_the_grid_sets_are_refused_and_some_may_change(tmp_path):
+    for word in ("--max_steps", "--seed=3", "--gradient_accumulation_steps"):
+        with pytest.raises(SystemExit):
+            reproduce.parse_args([*flags(tmp_path), word, "1"])
+    assert reproduce.lasting("--bf16 --save_steps 5 --max_grad_norm 2 --save_total_limit=1".split()) == [
+        "--bf16",
+        "--max_grad_norm",
+        "2",
+    ]
+
 
 def test_the_shell_script_explains_itself_and_refuses_in_one_line(tmp_path):
     script = ROOT / "scripts" / "reproduce.sh"
     done = subprocess.run([script, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "GLUE_DIR" in done.stdout and "--dry_run" in done.stdout
-    done = subprocess.run([script, "--model"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == "reproduce.sh: error: --model needs a value (--help explains)\n"
+    for words, message in ((["--model"], "--model needs a value"), (["--seed=1"], "unknown argument --seed")):
+        done = subprocess.run([script, *words], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith(f"reproduce.sh: error: {message}")
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_a_whole_grid_from_nothing(tmp_path):
     write_glue(tmp_path / "MRPC", "mrpc")
-    save_bert(tmp_path / "model")
+    save_bert(tmp_path / "model", max_position_embeddings=128)
     command = [sys.executable, "scripts/reproduce.py", *flags(tmp_path, "--tasks", "mrpc")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
