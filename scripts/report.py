@@ -272,14 +272,22 @@ def rate_task(results: Results) -> str:
     return max(results.tasks(), key=lambda task: len({r.rate for r in results.records if r.task == task}))
 
 
+def by_rate(results: Results) -> dict[float | str, list[Record]]:
+    """The runs of each constant rate, of the linear schedule and of the predecessor, of the seeds that all have."""
+    task = rate_task(results)
+    found = {rate: results.of(task, "constant", rate) for rate in RATES}
+    found |= {method: results.of(task, method) for method in ("linear", "predecessor")}
+    found = {name: records for name, records in found.items() if records}
+    seeds = set.intersection(*({record.seed for record in records} for records in found.values()))
+    return {name: [record for record in records if record.seed in seeds] for name, records in found.items()}
+
+
 def rates(results: Results) -> str:
     task = rate_task(results)
-    rows = [["constant replacing rate", f"{task}, {metric_of(results, task)}", "runs"]]
-    for rate in RATES:
-        ours = results.of(task, "constant", rate)
-        rows.append([f"{rate:g}", spread(main_scores(ours)), f"{len(ours)}"])
-    ours = results.of(task, "linear")
-    rows.append([METHODS["linear"], spread(main_scores(ours)), f"{len(ours)}"])
+    rows = [["constant replacing rate", f"{task}, {metric_of(results, task)}", "seeds"]]
+    for name, records in by_rate(results).items():
+        title = METHODS.get(name, f"{name}") if isinstance(name, str) else f"{name:g}"
+        rows.append([title, spread(main_scores(records)), " ".join(str(record.seed) for record in records)])
     return markdown(rows)
 
 
@@ -322,23 +330,21 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 def draw_rates(plt, results: Results):
     """Score against constant rate on one task, with the linear schedule and the predecessor beside it."""
-    task = rate_task(results)
-    points = [(rate, main_scores(results.of(task, "constant", rate))) for rate in RATES]
-    points = [(rate, values) for rate, values in points if len(values)]
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    task, found = rate_task(results), {name: main_scores(records) for name, records in by_rate(results).items()}
+    points = [(rate, found[rate]) for rate in RATES if rate in found]
+    figure, axis = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
     for rate, values in points:
         axis.plot([rate] * len(values), values, "o", color=ORANGE, alpha=0.35, markersize=5)
-    axis.plot([r for r, _ in points], [v.mean() for _, v in points], "o-", color=ORANGE, label="constant rate, mean")
-    linear = main_scores(results.of(task, "linear"))
-    if len(linear):
-        axis.axhline(linear.mean(), color=BLUE, label=f"linear schedule from {FIRST_RATE:g}, mean")
-        axis.axhspan(linear.min(), linear.max(), color=BLUE, alpha=0.12, linewidth=0)
-    predecessor = main_scores(results.of(task, "predecessor"))
-    axis.axhline(predecessor.mean(), color=GREY, linestyle="--", label="predecessor, mean")
-    axis.set(xlabel="constant replacing rate", ylabel=f"{task} dev set, {metric_of(results, task)}")
+    axis.plot([r for r, _ in points], [v.mean() for _, v in points], "o-", color=ORANGE, label="constant rate")
+    if "linear" in found:
+        axis.axhline(found["linear"].mean(), color=BLUE, label=f"linear schedule from {FIRST_RATE:g}")
+        axis.axhspan(found["linear"].min(), found["linear"].max(), color=BLUE, alpha=0.12, linewidth=0)
+    if "predecessor" in found:
+        axis.axhline(found["predecessor"].mean(), color=GREY, linestyle="--", label="predecessor")
+    axis.set(xlabel="constant replacing rate", ylabel=metric_of(results, task), title=f"{task}, means and runs")
     axis.set_xlim(0, 1.05)
     axis.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -358,7 +364,7 @@ def draw_comparison(plt, results: Results):
         axis.set(title=task, xlabel=metric_of(results, task))
         axis.grid(axis="x", alpha=0.3)
     axes.flat[0].set_yticks(range(len(methods)), [METHODS[method] for method in methods])
-    axes.flat[0].invert_yaxis()
+    axes.flat[0].set_ylim(len(methods) - 0.4, -0.6)
     return figure
 
 
