@@ -403,7 +403,8 @@ def test_the_sweep_refuses_what_is_no_number_or_task(variable, tmp_path):
 def test_the_quickstart_takes_names_as_they_are(is_folder, tmp_path):
     root = tmp_path / NAME / "project"
     (root / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts" / "quickstart.sh", root / "scripts")
+    for name in ("quickstart.sh", "environment.sh"):
+        shutil.copy(ROOT / "scripts" / name, root / "scripts")
     make_executable(root / ".venv" / "bin" / "python", FAKE_PYTHON)
     make_executable(root / ".venv" / "bin" / "pip", "#!/bin/sh\n")
     write_glue(tmp_path / "data" / "MRPC", "mrpc")
