@@ -102,12 +102,12 @@ class Results(NamedTuple):
 
     def of(self, task: str, method: str, rate: float | None = None) -> list[Record]:
         """The runs of a method at its best setting, ordered by seed; a variant's is that of the linear schedule."""
+        if method == "constant" and rate == 1:
+            return self.of(task, "frozen")
         best = best_setting(self.records, task, "linear" if method in ABLATIONS else method)
         if best is None:
             return []
         rate = rate or best.rate
-        if method == "constant" and rate == 1:
-            method, rate, best = "frozen", None, best._replace(by=None)
         wanted = (task, method, best.learning_rate, best.by, rate)
         found = [r for r in self.records if (r.task, r.method, r.learning_rate, r.by, r.rate) == wanted]
         return sorted(found, key=lambda record: record.seed)
