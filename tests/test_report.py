@@ -40,10 +40,9 @@ def record(method: str, i: int, main: float, learning_rate: float = 1e-4, by=Non
 @pytest.fixture(scope="module")
 def results() -> Results:
     by = {"constant": 0.5} | dict.fromkeys(["linear", *report.ABLATIONS], 0.25)
+    rate, learning_rate = {"constant": 0.5}, {"frozen": 5e-5}
     records = [
-        record(
-            method, i, main, 5e-5 if method == "frozen" else 1e-4, by.get(method), 0.5 if method == "constant" else None
-        )
+        record(method, i, main, learning_rate.get(method, 1e-4), by.get(method), rate.get(method))
         for method, mains in SCORES.items()
         for i, main in enumerate(mains)
     ]
