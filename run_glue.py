@@ -822,7 +822,7 @@ def compare(rows: list[tuple[str, Score, int]], main: str) -> str:
 
 
 def checkpoint_results(
-    args: argparse.Namespace, task: Task, device, dev_sets: dict, check: Callable = lambda: None
+    args: argparse.Namespace, task: Task, device, dev_sets: DevSets, check: Callable = lambda: None
 ) -> dict[str, float]:
     """The metrics of every checkpoint-N in output_dir, their names ending in `_N`."""
     results = {}
@@ -1052,19 +1052,19 @@ def score_predecessor(args, task: Task, loaded: Loaded, dev_sets: DevSets) -> Sc
     one_each = features.head(args.per_gpu_eval_batch_size * distributed.n_processes())
     predict(loaded.model, one_each, args.per_gpu_eval_batch_size, pad_token_id)
     logits, seconds = predict_dev(task, loaded, dev_sets, args.per_gpu_eval_batch_size)
-    scored = score_logits(task, dev_sets, logits, seconds)
+    score = score_logits(task, dev_sets, logits, seconds)
     dev_sets.predecessor = logits
-    logger.info("%-12s %s %.4f", "Predecessor", main_key(task), scored.main)
+    logger.info("%-12s %s %.4f", "Predecessor", main_key(task), score.main)
     chance = chance_score(TASKS[name], features.labels)
-    if scored.main <= chance:
+    if score.main <= chance:
         logger.warning(
             "The predecessor is no better than chance (%s %.4f against %.4f): is it fine-tuned for %s?",
             main_key(task),
-            scored.main,
+            score.main,
             chance,
             task.name,
         )
-    return scored
+    return score
 
 
 def model_digest(args: argparse.Namespace, loaded: Loaded) -> str:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import OneLineParser
+from command_line import OneLineParser, log_plainly
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
@@ -142,6 +142,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     ARGS = parse_args()
     run_glue.use_all_gpus(ARGS)
-    run_glue.log_plainly()
+    log_plainly()
     logger.info("%-12s %s: %s", "Variant", ARGS.variant, VARIANTS[ARGS.variant].__doc__)
     run_glue.main(ARGS, VARIANTS[ARGS.variant])

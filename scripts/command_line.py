@@ -99,6 +99,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The same as a table of Markdown, the first row its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "".join(f"| {' | '.join(map(str.ljust, line, widths))} |\n" for line in lines)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a small file that is whole or not there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")

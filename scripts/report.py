@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 import summarize
-from command_line import OneLineParser, one_line_errors, write_whole
-from summarize import BLUE, GREY, ORANGE, STYLE, Run, UserError
+from command_line import OneLineParser, markdown, one_line_errors, write_whole
+from summarize import BLUE, GREY, ORANGE, STYLE, Run, UserError, deviation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from glue_processors import TASKS
@@ -62,18 +62,17 @@ def read_records(folder: Path) -> list[Record]:
 
 def as_record(run: Run) -> Record:
     arguments = run.arguments
-    method, rate, by = arguments.get("variant"), None, None
+    method, rate, replacing = arguments.get("variant"), None, None
     if run.schedule == "fine-tuning":
         method = "predecessor"
     elif run.schedule == "linear":
         method = method or "linear"
-        steps = (1 - arguments["replacing_rate"]) / (arguments["scheduler_linear_k"] or 1)
-        by = min(SHARES, key=lambda share: abs(share - steps / run.steps))
+        replacing = (1 - arguments["replacing_rate"]) / (arguments["scheduler_linear_k"] or 1)
     elif method is None and arguments["replacing_rate"] == 1:
         method = "frozen"
     elif method is None:
-        method, rate = "constant", arguments["replacing_rate"]
-        by = min(SHARES, key=lambda share: abs(share - arguments["steps_for_replacing"] / run.steps))
+        method, rate, replacing = "constant", arguments["replacing_rate"], arguments["steps_for_replacing"]
+    by = None if replacing is None else min(SHARES, key=lambda share: abs(share - replacing / run.steps))
     return Record(TASKS[run.task].folder, method, run.seed, arguments["learning_rate"], by, rate, run)
 
 
@@ -137,17 +136,11 @@ def pooled(a: np.ndarray, b: np.ndarray) -> float:
 # --------------------------------------------------------------------------------------------- tables
 
 
-def markdown(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join(f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in lines)
-
-
 def spread(values: np.ndarray) -> str:
     """Mean and, of several values, their standard deviation."""
     if not len(values):
         return "-"
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+    return f"{values.mean():.1f}" + (f" ± {deviation(values):.1f}" if len(values) > 1 else "")
 
 
 METRICS = {
@@ -175,7 +168,7 @@ def grid(results: Results) -> str:
     return (
         f"{len(runs)} runs, {sum(run.seconds for run in runs) / 3600:.1f} hours of training, of "
         f"{arguments['num_train_epochs']:g} epochs in batches of {batch} ({of_steps}); seeds "
-        f"{', '.join(map(str, seeds))}."
+        f"{', '.join(map(str, seeds))}.\n"
     )
 
 
@@ -286,7 +279,7 @@ def rates(results: Results) -> str:
     task = rate_task(results)
     rows = [["constant replacing rate", f"{task}, {metric_of(results, task)}", "seeds"]]
     for name, records in by_rate(results).items():
-        title = METHODS.get(name, f"{name}") if isinstance(name, str) else f"{name:g}"
+        title = METHODS[name] if name in METHODS else f"{name:g}"
         rows.append([title, spread(main_scores(records)), " ".join(str(record.seed) for record in records)])
     return markdown(rows)
 
@@ -408,14 +401,13 @@ def filled(document: str, results: Results) -> str:
         name = match[1]
         if name not in TABLES:
             raise UserError(f"there is no table {name}; there are {', '.join(TABLES)}")
-        return f"<!-- {name} -->\n{TABLES[name](results)}\n<!-- /{name} -->"
+        return f"<!-- {name} -->\n{TABLES[name](results)}<!-- /{name} -->"
 
     return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", fill, document, flags=re.DOTALL)
 
 
-def write_report(results_dir: Path, document: Path) -> str:
+def write_report(results: Results, document: Path) -> str:
     """Fill in the document, or write a plain one where there is none, and the pictures it shows; returns its text."""
-    results = read_results(results_dir)
     plain = "# Results\n\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in TABLES)
     plain += "\n".join(f"![]({name})" for name in PICTURES) + "\n"
     text = filled(document.read_text() if document.exists() else plain, results)
@@ -442,8 +434,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors("report.py", UserError):
+        results = read_results(args.results_dir)
         for document in args.documents:
-            write_report(args.results_dir, document)
+            write_report(results, document)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from report import (
     UserError,
     best_setting,
     read_records,
+    read_results,
     write_report,
 )
 
@@ -50,6 +51,8 @@ FREE = "--save_steps --save_total_limit --logging_steps".split()  # flags of run
 FIXED = """--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length
 --per_gpu_train_batch_size --num_train_epochs --learning_rate --seed --replacing_rate --scheduler_type
 --scheduler_linear_k --steps_for_replacing --max_steps --gradient_accumulation_steps"""
+FIRST_SHARE = {"constant": 0.5, "linear": 0.5}  # of the steps, with which the learning rate is searched
+FIXED_RATE = {"constant": CONSTANT_RATE}
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 # Of what a step of fine-tuning the predecessor takes, roughly, until there are runs to know it from.
 COSTS = {"predecessor": 1.0, "pretrained-layers": 0.5, "all-trained": 0.5, "frozen": 0.4}
@@ -144,8 +147,7 @@ class Grid:
         found = best_setting(read_records(self.args.output_dir / "results" / task / method), task, method)
         if found is None:
             ladder = self.args.learning_rates  # as many runs lie ahead as if it were the higher of the first two
-            by = 0.5 if method in ("constant", "linear") else None
-            return ladder[min(len(ladder) - 1, (len(ladder) + 1) // 2)], by
+            return ladder[min(len(ladder) - 1, (len(ladder) + 1) // 2)], FIRST_SHARE.get(method)
         rates = {float(rate): rate for rate in self.args.learning_rates}
         if found.learning_rate not in rates:
             raise UserError(f"--learning_rates: {found.learning_rate:g} has been searched; name it as well")
@@ -153,20 +155,18 @@ class Grid:
 
     def stages(self) -> Iterator[tuple[str, list[Run]]]:
         """(name, runs); each stage is asked for when the one before is done, and depends on its results."""
-        args, first = self.args, self.args.seeds[0]
-        tasks, seeds, rate = args.tasks, args.seeds, {"constant": CONSTANT_RATE}
-        half = {"constant": 0.5, "linear": 0.5}
+        args, tasks, seeds = self.args, self.args.tasks, self.args.seeds
 
-        yield from self.search(["predecessor"], half, rate)
+        yield from self.search(["predecessor"])
         chosen = {task: self.best(task, "predecessor") for task in tasks}
         yield PREDECESSORS, [Run(task, "predecessor", s, *chosen[task]) for s in seeds for task in tasks]
 
-        yield from self.search(COMPARED, half, rate)
-        chosen = {(task, method): self.best(task, method)[0] for method in half for task in tasks}
+        yield from self.search(COMPARED)
+        chosen = {(task, method): self.best(task, method)[0] for method in FIRST_SHARE for task in tasks}
         yield (
             "search: when the rate is 1",
             [
-                Run(task, method, first, lr, by, rate.get(method))
+                Run(task, method, seeds[0], lr, by, FIXED_RATE.get(method))
                 for by in SHARES
                 for (task, method), lr in chosen.items()
             ],
@@ -176,7 +176,7 @@ class Grid:
         yield (
             "comparison",
             [
-                Run(task, method, seed, *setting, rate.get(method))
+                Run(task, method, seed, *setting, FIXED_RATE.get(method))
                 for seed in seeds
                 for (task, method), setting in chosen.items()
             ],
@@ -204,7 +204,7 @@ class Grid:
             ],
         )
 
-    def search(self, methods: Sequence[str], by: dict, rate: dict) -> Iterator[tuple[str, list[Run]]]:
+    def search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Run]]]:
         """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
         first, ladder = self.args.seeds[0], self.args.learning_rates
         middle = (len(ladder) - 1) // 2
@@ -212,7 +212,7 @@ class Grid:
         todo = tried
         while todo:
             runs = {
-                (task, method, lr): Run(task, method, first, lr, by.get(method), rate.get(method))
+                (task, method, lr): Run(task, method, first, lr, FIRST_SHARE.get(method), FIXED_RATE.get(method))
                 for (task, method), rates in todo.items()
                 for lr in rates
             }
@@ -278,16 +278,15 @@ def keep(args: argparse.Namespace, run: Run) -> None:
     source, target = args.output_dir / "runs" / run.folder, args.output_dir / "results" / run.folder
     target.mkdir(parents=True, exist_ok=True)
     write_whole(target / "run.json", (source / "run.json").read_bytes())
-    if run.method != "predecessor" and not args.keep_weights:
-        shutil.rmtree(source)
+    if run.method != "predecessor":
+        remove_weights(args, [run])
 
 
 class Workers:
     """Make runs, one at a time on each device."""
 
-    def __init__(self, args: argparse.Namespace, grid: Grid):
-        self.args, self.grid = args, grid
-        self.devices = devices(args.jobs)
+    def __init__(self, args: argparse.Namespace, grid: Grid, devices: list[str | None]):
+        self.args, self.grid, self.devices = args, grid, devices
         self.processes: set[subprocess.Popen] = set()
         self.failed: dict[Run, str] = {}  # with the reason
         self.stopped, self.heard = 0, 0.0  # by this signal, and when
@@ -302,9 +301,8 @@ class Workers:
 
     def make(self, stage: str, runs: list[Run]) -> None:
         """Make all runs that are not done; those that fail are kept in `failed`."""
-        weights = stage == PREDECESSORS
-        todo = deque(run for run in dict.fromkeys(runs) if not is_done(self.args, run, weights))
-        todo = deque(run for run in todo if run not in self.failed)
+        done = {run for run in runs if is_done(self.args, run, stage == PREDECESSORS)}
+        todo = deque(run for run in dict.fromkeys(runs) if run not in done and run not in self.failed)
         print(f"== {stage}: {len(todo)} of {len(set(runs))} runs to make", flush=True)
         total = len(todo)
 
@@ -355,7 +353,7 @@ class Workers:
         print(f"{number}: {run.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
 
 
-def devices(jobs: int | None) -> list[str | None]:
+def find_devices(jobs: int | None) -> list[str | None]:
     """What CUDA_VISIBLE_DEVICES is for each run at a time; None: as it is."""
     import torch
 
@@ -377,14 +375,13 @@ def environment(device: str | None, jobs: int) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------ estimate
 
 
-def step_seconds(args: argparse.Namespace, grid: Grid) -> dict[str, float]:
+def step_seconds(args: argparse.Namespace, grid: Grid, devices: list[str | None]) -> dict[str, float]:
     """Seconds of a step of fine-tuning the predecessor, by task: ten are made, unless that has been done here."""
     path = args.output_dir / "step_seconds.json"
     try:
         known = {str(task): float(seconds) for task, seconds in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         known = {}
-    workers = devices(args.jobs)
     for task in args.tasks:
         if task in known:
             continue
@@ -394,7 +391,7 @@ def step_seconds(args: argparse.Namespace, grid: Grid) -> dict[str, float]:
         words = [word for word in words if word not in ("--do_eval", "--resume")]
         words += ["--max_steps", "10", "--output_dir", str(folder)]
         done = subprocess.run(
-            words, cwd=ROOT, env=environment(workers[0], len(workers)), capture_output=True, text=True
+            words, cwd=ROOT, env=environment(devices[0], len(devices)), capture_output=True, text=True
         )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [""]
@@ -405,9 +402,9 @@ def step_seconds(args: argparse.Namespace, grid: Grid) -> dict[str, float]:
     return known
 
 
-def estimate(args: argparse.Namespace, grid: Grid, runs: list[Run]) -> float:
+def estimate(args: argparse.Namespace, grid: Grid, runs: list[Run], devices: list[str | None]) -> float:
     """Seconds that the runs will take, one after another on each device."""
-    seconds = step_seconds(args, grid)
+    seconds = step_seconds(args, grid, devices)
     taken: dict[tuple[str, str], list[float]] = {}
     for record in read_records(args.output_dir / "results"):
         taken.setdefault((record.task, record.method), []).append(record.run.seconds / record.run.steps)
@@ -416,7 +413,7 @@ def estimate(args: argparse.Namespace, grid: Grid, runs: list[Run]) -> float:
         like = taken.get((run.task, run.method))
         a_step = sum(like) / len(like) if like else COSTS.get(run.method, 0.6) * seconds[run.task]
         total += OVERHEAD + a_step * grid.n_steps[run.task]
-    return total / len(devices(args.jobs))
+    return total / len(devices)
 
 
 # ---------------------------------------------------------------------------------------------- main
@@ -446,7 +443,6 @@ def check_grid(args: argparse.Namespace) -> None:
         return
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); name another --output_dir") from error
-    was["extra"] = lasting(was.get("extra", []))
     different = [f"{name} was {was.get(name)}, is {value}" for name, value in now.items() if was.get(name) != value]
     if different:
         raise UserError(f"--output_dir {args.output_dir} holds other runs: {'; '.join(different)}; name another")
@@ -459,19 +455,20 @@ def main() -> None:
         check_grid(args)
         planned = list(dict.fromkeys(run for _, runs in grid.stages() for run in runs))
         todo = [run for run in planned if not is_done(args, run)]
-        hours = estimate(args, grid, todo) / 3600
-        n_devices = len(devices(args.jobs))
+        devices = find_devices(args.jobs)
+        hours = estimate(args, grid, todo, devices) / 3600
         say = f"{len(planned)} runs, {len(planned) - len(todo)} of them done; the others take about {hours:.1f} hours"
-        print(f"{say}, {n_devices} at a time", flush=True)
+        print(f"{say}, {len(devices)} at a time", flush=True)
         if args.dry_run:
             for run in todo:
                 print(shlex.join(grid.command(run)))
             return
         remove_weights(args, [run for run in planned if run.method != "predecessor"])  # if it was killed just then
-        workers = Workers(args, grid)
+        workers = Workers(args, grid, devices)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup lets SIGHUP be
                 signal.signal(number, workers.stop)
+        searched: list[Run] = []
         for stage, runs in grid.stages():
             workers.make(stage, runs)
             if workers.stopped:
@@ -480,9 +477,10 @@ def main() -> None:
             if stage == PREDECESSORS:
                 if not all(is_done(args, run, True) for run in runs):  # which all others start from
                     break
-                remove_weights(args, [run for run in planned if run.method == "predecessor"], runs)
+                remove_weights(args, searched, runs)
+            searched += runs
         if any((args.output_dir / "results").rglob("run.json")):
-            print(write_report(args.output_dir / "results", args.output_dir / "results.md"), end="")
+            print(write_report(read_results(args.output_dir / "results"), args.output_dir / "results.md"), end="")
         if workers.failed:  # a learning rate of the search may have been too high for a method
             raise UserError(f"{len(workers.failed)} runs failed: {'; '.join(workers.failed.values())}")
 

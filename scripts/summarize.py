@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from command_line import OneLineParser, one_line_errors, write_whole
+from command_line import OneLineParser, markdown, one_line_errors, write_whole
 
 ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
 TITLES = {"scheduler_linear_k": "k", "steps_for_replacing": "steps at the rate"}
@@ -260,10 +260,7 @@ def as_markdown(rows: list[dict], made_with: str) -> str:
         results += [show(row["last_kept"], ".1f"), show(row["best_kept"], ".1f")]
         results += [show(row[name], ".4f") for name in loyalties]
         lines.append([show(row[name]) for name in names] + results)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    text = [f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |\n" for line in lines]
-    return "".join(text) + NOTES.format(
+    return markdown(lines) + NOTES.format(
         n_runs=sum(row["seeds"] for row in rows), made_with=made_with, loyalty=LOYALTY_NOTE if loyalties else ""
     )
 

@@ -209,5 +209,8 @@ def test_a_whole_grid_from_nothing(tmp_path):
     document = (tmp_path / "out" / "results.md").read_text()
     tables = [line for line in document.splitlines() if line.startswith("|")]
     assert len(tables) > 50 and not [line for line in tables if line.count("| - ") > 3]
+    # Of the predecessors that were tried those are left that others start from, one a seed.
+    left = [path.name for path in (tmp_path / "out" / "runs" / "MRPC" / "predecessor").iterdir()]
+    assert sorted(name.rpartition("-")[2] for name in left) == ["seed1", "seed2"]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert again.stdout.endswith(document) and ": 0 of " in again.stdout
