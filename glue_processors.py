@@ -4,17 +4,28 @@ Facts about the files: https://gluebenchmark.com (Wang et al., ICLR 2019), in th
 """
 
 import codecs
+import copy
 import functools
 import hashlib
-import itertools
 import json
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
+import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from bert_of_theseus.run.command_line import aligned
+from bert_of_theseus.run.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +63,11 @@ class Task:
     @property
     def main_metric(self) -> str:
         return self.metrics[-1]
+
+    @property
+    def main_key(self) -> str:
+        """The main metric's name among those of all dev sets."""
+        return f"{self.name}/{self.main_metric}" if self.dev_tasks else self.main_metric
 
     @property
     def submission_file(self) -> str:
@@ -113,20 +129,19 @@ def read_examples(task: Task, data_dir: str | Path, split: str) -> Examples:
     are parted by tabs, without quoting.
 
     Raises:
-        GlueDataError: no such file or none that can be read, not UTF-8, no rows, a row with a missing column, of more
-            than `MAX_LINE` bytes or with a NUL, or a label that is not the task's; with file, line and what was
-            expected.
+        GlueDataError: no such file, not UTF-8, no rows, a row with a missing column, or a label that is not the
+            task's; with file, line and what was expected.
     """
     file_name = getattr(task, split)
     if file_name is None:
         raise GlueDataError(f"{task.name} has no {split} file: only {task.test}, to predict")
     path = Path(data_dir) / file_name
-    if not path.exists():
+    if not path.is_file():
         raise GlueDataError(f"{path}: no such file; {task.name}'s {split} set should be there ({task.folder} of GLUE)")
     labelled = split != "test"
     has_header = task.header or not labelled
     sentences = task.sentences if labelled else task.test_sentences
-    n_cut = max(*sentences, task.label if labelled else 0) + 1  # what lies beyond is not even cut into columns
+    n_cut = max(*sentences, task.label if labelled else 0) + 1  # columns that are read, but for a last one
     n_columns = n_cut
 
     columns: list[list[str]] = [[] for _ in sentences]
@@ -163,40 +178,21 @@ def read_examples(task: Task, data_dir: str | Path, split: str) -> Examples:
     )
 
 
-# Bytes of a line, a hundred times what GLUE's longest has: a tokenizer takes up to 600 times as many.
-MAX_LINE = 2**21
-
-
 def _lines(path: Path, digest) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line, without its end, `digest` fed with all bytes; errors as `read_examples` has them."""
-    if not path.is_file():  # a FIFO would never end
-        raise GlueDataError(f"{path} is not a file")
-    try:
-        with open(path, "rb") as file:
-            for number in itertools.count(1):
-                line = file.readline(MAX_LINE + 1)
-                if not line:
-                    return
-                digest.update(line)
-                yield number, _text(path, number, line)
-    except OSError as error:
-        raise GlueDataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _text(path: Path, number: int, line: bytes) -> str:
-    """The text of a file's line, without its end."""
-    if len(line) > MAX_LINE:
-        raise GlueDataError(f"{path}:{number}: more than {MAX_LINE:,} bytes; rows should end at a line feed")
-    if number == 1:
-        line = line.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{line[error.start]:02x}"
-        raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
-    if "\0" in text:
-        raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
-    return text.removesuffix("\n").removesuffix("\r")
+    """Yield (number, text without its end) of each line, and feed `digest` with the file's bytes."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            digest.update(line)
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{line[error.start]:02x}"
+                raise GlueDataError(f"{path}:{number}: not UTF-8 ({byte}); save it as UTF-8") from None
+            if "\0" in text:
+                raise GlueDataError(f"{path}:{number}: a NUL character, as in UTF-16; save it as UTF-8")
+            yield number, text.removesuffix("\n").removesuffix("\r")
 
 
 def _label_id(task: Task, text: str) -> float:
@@ -214,6 +210,11 @@ def _label_id(task: Task, text: str) -> float:
     return score
 
 
+def read_dev_sets(task: Task, data_dir: str | Path) -> dict[str, Examples]:
+    """The dev sets that a task is evaluated on, by the name of the task whose they are; errors as `read_examples`."""
+    return {name: read_examples(TASKS[name], data_dir, "dev") for name in task.dev_tasks or (task.name,)}
+
+
 class Features:
     """A tokenised data set, in file order, without padding.
 
@@ -222,13 +223,15 @@ class Features:
         lengths: (rows,) int64, tokens in each row.
         token_type_ids: (tokens,) int8, or None where the model has none.
         labels: (rows,) as in `Examples`, or None.
+        pad_token_id: with which batches are padded.
     """
 
-    def __init__(self, input_ids, lengths, token_type_ids=None, labels=None):
+    def __init__(self, input_ids, lengths, token_type_ids=None, labels=None, pad_token_id: int = 0):
         self.input_ids = input_ids
         self.lengths = lengths
         self.token_type_ids = token_type_ids
         self.labels = labels
+        self.pad_token_id = pad_token_id
         self.longest = int(lengths.max())
         self._ends = np.cumsum(lengths)
 
@@ -239,17 +242,16 @@ class Features:
         """The first rows alone."""
         lengths, tokens = self.lengths[:n_rows], slice(int(self.lengths[:n_rows].sum()))
         types = None if self.token_type_ids is None else self.token_type_ids[tokens]
-        return Features(self.input_ids[tokens], lengths, types, None if self.labels is None else self.labels[:n_rows])
+        labels = None if self.labels is None else self.labels[:n_rows]
+        return Features(self.input_ids[tokens], lengths, types, labels, self.pad_token_id)
 
-    def batch(self, rows: Sequence[int], pad_token_id: int, length: int | None = None) -> dict:
+    def batch(self, rows: Sequence[int], length: int | None = None) -> dict[str, torch.Tensor]:
         """Tensors of these rows, padded to `length` tokens, by default to the longest of them.
 
         Returns:
             `input_ids` and `attention_mask`, and `token_type_ids` and `labels` where there are any:
             (rows, length) int64; labels (rows,).
         """
-        import torch
-
         rows = np.asarray(rows)
         lengths = self.lengths[rows, None]
         columns = np.arange(length or lengths.max())
@@ -260,7 +262,7 @@ class Features:
             return torch.from_numpy(np.where(is_token, values[places], padding_value).astype(np.int64))
 
         tensors = {
-            "input_ids": padded(self.input_ids, pad_token_id),
+            "input_ids": padded(self.input_ids, self.pad_token_id),
             "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
         }
         if self.token_type_ids is not None:
@@ -270,102 +272,78 @@ class Features:
         return tensors
 
 
-def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids: bool) -> Features:
-    """Features by the fast tokenizer, which stays as it is, cut to `max_seq_length` tokens, longest sentence first."""
-    from bert_of_theseus.classifier import as_it_was
+CHUNK = 1000  # rows that are tokenised at once: the tokenizer's lists of numbers are large
 
+
+def tokenize(examples: Examples, tokenizer, max_seq_length: int, token_type_ids: bool) -> Features:
+    """Tokenise by the fast tokenizer, and cut pairs to `max_seq_length` tokens, the longer sentence first."""
+    tokenizer = copy.deepcopy(tokenizer)  # a call sets truncation in it, which would be saved with the model
     input_ids, types, lengths = [], [], []
-    for chunk in _chunks(examples, max_seq_length):
-        first, second = examples.first[chunk], examples.second[chunk] if examples.second else None
-        with as_it_was(tokenizer):
-            if second and _is_long_pair(first[0], second[0], max_seq_length):  # a chunk of its own
-                encoded = _long_pair(tokenizer, first[0], second[0], max_seq_length)
-            else:
-                encoded = tokenizer(
-                    first,
-                    second,
-                    truncation=True,
-                    max_length=max_seq_length,
-                    return_token_type_ids=token_type_ids,
-                    return_attention_mask=False,
-                )
+    for start in range(0, len(examples.first), CHUNK):
+        encoded = tokenizer(
+            examples.first[start : start + CHUNK],
+            examples.second[start : start + CHUNK] if examples.second else None,
+            truncation=True,
+            max_length=max_seq_length,
+            return_token_type_ids=token_type_ids,
+            return_attention_mask=False,
+        )
         # Of an empty text nothing is left where the tokenizer adds no tokens of its own.
         ids = [row or [tokenizer.pad_token_id] for row in encoded["input_ids"]]
         lengths += map(len, ids)
-        input_ids.append(np.fromiter(itertools.chain.from_iterable(ids), np.int32))
+        input_ids.append(np.fromiter(chain.from_iterable(ids), np.int32))
         if token_type_ids:
             rows = (row or [0] for row in encoded["token_type_ids"])
-            types.append(np.fromiter(itertools.chain.from_iterable(rows), np.int8))
+            types.append(np.fromiter(chain.from_iterable(rows), np.int8))
     return Features(
         np.concatenate(input_ids),
         np.array(lengths, dtype=np.int64),
         np.concatenate(types) if token_type_ids else None,
         examples.labels,
+        tokenizer.pad_token_id,
     )
 
 
-def _is_long_pair(first: str, second: str, max_seq_length: int) -> bool:
-    """Whether a tokenizer might cut off many pieces of both: it makes pairs of them all, which can fill any memory."""
-    return (len(first) // max_seq_length) * (len(second) // max_seq_length) > 1000
+class FeaturesCache(NamedTuple):
+    """Where tokenised data sets are kept for later runs.
 
-
-def _long_pair(tokenizer, first: str, second: str, max_seq_length: int) -> dict[str, list[list[int]]]:
-    """What the tokenizer makes of a pair, by steps in which next to nothing is cut off at once."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    encodings = backend.encode_batch([first, second], add_special_tokens=False)
-    longer = len(encodings[0]) <= len(encodings[1])
-    for number, encoding in enumerate(encodings):
-        keep = max_seq_length + (number == longer)  # an odd token is the longer one's
-        while len(encoding) > keep:  # each time one piece takes the place of the last one
-            encoding.truncate(max(keep, -(-len(encoding) // 2)), direction=tokenizer.truncation_side)
-    backend.enable_truncation(max_seq_length, direction=tokenizer.truncation_side)
-    encoding = backend.post_process(*encodings)
-    return {"input_ids": [encoding.ids], "token_type_ids": [encoding.type_ids]}
-
-
-def _chunks(
-    examples: Examples, max_seq_length: int, n_rows: int = 1000, n_characters: int = MAX_LINE
-) -> Iterator[slice]:
-    """Slices of so many rows, and characters, at most: a tokenizer's lists of ids are large.
-
-    A row of more characters, or a long pair, has a slice of its own.
+    Attributes:
+        folders: that are searched; a new file goes to the first one that can be written to.
+        overwrite: tokenise anew.
+        write: whether this process writes.
     """
-    start, characters = 0, 0
-    seconds = examples.second or [""] * len(examples.first)
-    for row, texts in enumerate(zip(examples.first, seconds, strict=True)):
-        length = n_characters + 1 if _is_long_pair(*texts, max_seq_length) else sum(map(len, texts))
-        if row > start and (row - start == n_rows or characters + length > n_characters):
-            yield slice(start, row)
-            start, characters = row, 0
-        characters += length
-    yield slice(start, len(examples.first))
+
+    folders: Sequence[str | Path]
+    overwrite: bool = False
+    write: bool = True
+
+    def features(
+        self, task: Task, split: str, examples: Examples, tokenizer, max_seq_length: int, token_type_ids: bool
+    ) -> Features:
+        """What `tokenize` makes of a task's split, or has made of it in an earlier run."""
+        key = _cache_key(task, split, examples, tokenizer, max_seq_length, token_type_ids)
+        name = f"cached_{split}_{task.name}_{max_seq_length}_{key[:16]}.npz"
+        for folder in self.folders if not self.overwrite else []:
+            features = _read_cache(Path(folder) / name, key, tokenizer.pad_token_id)
+            if features is not None:
+                return features
+        features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
+        for folder in self.folders if self.write else []:
+            try:
+                _write_cache(Path(folder) / name, key, features)
+                break
+            except OSError as error:
+                _warn_once(f"The features cache cannot be written to {folder} ({error.strerror})")
+        return features
 
 
-def cached_features(
-    task: Task,
-    split: str,
-    examples: Examples,
-    tokenizer,
-    max_seq_length: int,
-    token_type_ids: bool,
-    folders: Sequence[str | Path],
-    overwrite: bool = False,
-    write: bool = True,
-) -> Features:
-    """`tokenize`, or what an earlier run has left of it in one of `folders`.
-
-    The cache's key covers all that its content depends on: the file's bytes, the tokenizer, the
-    length, the task and the split. It is written to the first of `folders` that takes it, if `write` is set.
-    """
-    import tokenizers
-
+def _cache_key(task, split, examples, tokenizer, max_seq_length, token_type_ids) -> str:
+    """A digest of all that the features depend on."""
     tokenizer_state = json.loads(tokenizer.backend_tokenizer.to_str())
-    for leftover in ("truncation", "padding"):  # of the tokenizer's last call; this one sets its own
-        tokenizer_state.pop(leftover, None)
+    for setting in ("truncation", "padding"):  # each call sets its own
+        tokenizer_state.pop(setting, None)
     parts = {
-        "format": 1,
+        "format": 2,
         "task": task.name,
         "split": split,
         "data": examples.sha256,
@@ -375,59 +353,25 @@ def cached_features(
         "token_type_ids": token_type_ids,
         "truncation_side": tokenizer.truncation_side,
     }
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    name = f"cached_{split}_{task.name}_{max_seq_length}_{key[:16]}.npz"
-    paths = [Path(folder) / name for folder in folders]
-    for path in paths if not overwrite else []:
-        features = _read_cache(path, key, examples, tokenizer, max_seq_length, token_type_ids)
-        if features is not None:
-            return features
-    features = tokenize(examples, tokenizer, max_seq_length, token_type_ids)
-    for path, folder in itertools.zip_longest(paths, folders[1:]) if write else []:
-        try:
-            _write_cache(path, key, features)
-            break
-        except OSError as error:
-            instead = f"it goes to {folder}" if folder else "this run does without"
-            _warn_once(f"The features cache cannot be written to {path.parent} ({error.strerror}); {instead}")
-    return features
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_cache(path: Path, key: str, examples, tokenizer, max_seq_length, token_type_ids) -> Features | None:
-    """The features in a cache file, or None where it is missing, damaged or another key's."""
+def _read_cache(path: Path, key: str, pad_token_id: int) -> Features | None:
+    """The features in a cache file; None where it is missing, damaged or another key's."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            if sum(member.file_size for member in arrays.zip.infolist()) > path.stat().st_size:
-                raise ValueError("it would unpack to more than it has")
             if str(arrays["key"]) != key:
                 return None
             found = [arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")]
-            if not _fit(*found, examples, max(tokenizer.get_vocab().values()), max_seq_length, token_type_ids):
-                raise ValueError("its arrays are not of these rows")
-            return Features(*found)
-    except OSError:
+            return Features(*found, pad_token_id)
+    except FileNotFoundError:
         return None
-    except Exception as error:  # whatever a damaged archive makes numpy and zipfile raise
+    except Exception as error:  # numpy and zipfile raise errors of many kinds where a file is cut short
         logger.warning("%s is damaged (%s) and is made anew", path, error)
         return None
 
 
-def _fit(input_ids, lengths, types, labels, examples, last_id, max_seq_length, token_type_ids) -> bool:
-    """Whether arrays can be those that `tokenize` makes of the examples."""
-    sound = lengths.shape == (len(examples.first),) and lengths.dtype == np.int64
-    sound = sound and 1 <= lengths.min() and lengths.max() <= max_seq_length
-    sound = sound and input_ids.shape == (lengths.sum(),) and input_ids.dtype == np.int32
-    sound = sound and 0 <= input_ids.min() and input_ids.max() <= last_id
-    if sound and token_type_ids:
-        sound = types.shape == input_ids.shape and types.dtype == np.int8 and types.min() >= 0
-    if sound and examples.labels is not None:
-        sound = labels.dtype == examples.labels.dtype and np.array_equal(labels, examples.labels)
-    return sound and token_type_ids == (types is not None) and (labels is None) == (examples.labels is None)
-
-
 def _write_cache(path: Path, key: str, features: Features) -> None:
-    from bert_of_theseus.files import whole_file
-
     arrays = {name: getattr(features, name) for name in ("input_ids", "lengths", "token_type_ids", "labels")}
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, key=key, **{name: array for name, array in arrays.items() if array is not None})
@@ -449,18 +393,12 @@ def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> 
     that runs stay comparable.
     """
     if task.main_metric == "mcc":
-        from sklearn.metrics import matthews_corrcoef
-
         return {"mcc": float(matthews_corrcoef(labels, predictions))}
     if task.main_metric == "corr":
-        from scipy.stats import pearsonr, spearmanr
-
         defined = all(np.isfinite(values).all() and np.ptp(values) > 0 for values in (predictions, labels))
         pearson = float(pearsonr(predictions, labels).statistic) if defined else 0.0
         spearman = float(spearmanr(predictions, labels).statistic) if defined else 0.0
         return {"pearson": pearson, "spearmanr": spearman, "corr": (pearson + spearman) / 2}
-    from sklearn.metrics import accuracy_score, f1_score
-
     metrics = {"acc": float(accuracy_score(labels, predictions))}
     if task.main_metric == "acc_and_f1":
         metrics["f1"] = float(f1_score(labels, predictions, zero_division=0))
@@ -482,12 +420,9 @@ def compute_loyalty(task: Task, logits: np.ndarray, predecessor: np.ndarray) -> 
     """
     if not task.labels:
         return {"score_correlation": compute_metrics(task, logits[:, 0], predecessor[:, 0])["pearson"]}
-    from scipy.special import rel_entr, softmax
-
-    p, q = (softmax(of.astype(np.float64), 1) for of in (logits, predecessor))
-    middle = (p + q) / 2
-    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(1) / (2 * np.log(2))
-    distances = np.sqrt(np.maximum(divergence, 0))  # rounding can bring that of equals below 0
+    p, q = (softmax(rows.astype(np.float64), axis=1) for rows in (logits, predecessor))
+    # Rounding can bring the divergence of nearly equal rows below 0, and its root is no number then.
+    distances = np.nan_to_num(jensenshannon(p, q, base=2, axis=1))
     return {
         "label_loyalty": float((logits.argmax(1) == predecessor.argmax(1)).mean()),
         "probability_loyalty": float(1 - distances.mean()),
@@ -498,3 +433,80 @@ def chance_score(task: Task, labels: np.ndarray) -> float:
     """The main metric of the best constant prediction: what a model that has learned nothing can score."""
     constants = range(task.num_labels) if task.labels else [0.0]
     return max(compute_metrics(task, np.full(len(labels), c), labels)[task.main_metric] for c in constants)
+
+
+class Score(NamedTuple):
+    """How well a model did on a task's dev sets.
+
+    Attributes:
+        metrics: by name; with several dev sets as `mnli/acc`.
+        main: the main metric.
+        loyalty: of a successor to its predecessor, by name.
+        seconds: of the predictions.
+        logits: (rows, labels) of each dev set, in the table's order of labels.
+    """
+
+    metrics: dict[str, float]
+    main: float
+    loyalty: dict[str, float]
+    seconds: float
+    logits: dict[str, np.ndarray]
+
+    def logged(self) -> dict[str, float]:
+        """The values under their names in the log."""
+        return {f"eval_{key}": value for key, value in (self.metrics | self.loyalty).items()}
+
+    def recorded(self) -> dict:
+        """The score for a run's record."""
+        return {name: getattr(self, name) for name in ("metrics", "main", "seconds", "loyalty")}
+
+
+@dataclass(frozen=True)
+class DevSets:
+    """What the models of a task are evaluated on.
+
+    Attributes:
+        task: whose models they are.
+        features: of each dev set, by the name of its task.
+        batch_size: of a process.
+        predecessor: its score, which a successor's loyalty is measured against.
+    """
+
+    task: Task
+    features: dict[str, Features]
+    batch_size: int
+    predecessor: Score | None = None
+
+    def score(self, classifier) -> Score:
+        """Score what has `predict(features, batch_size)`, which gives logits in the table's order of labels."""
+        started = time.perf_counter()
+        logits = {name: classifier.predict(features, self.batch_size) for name, features in self.features.items()}
+        seconds = time.perf_counter() - started
+        metrics, loyalty = {}, {}
+        for name, features in self.features.items():
+            prefix = f"{name}/" if len(self.features) > 1 else ""
+            predictions = logits[name].argmax(1) if self.task.labels else logits[name][:, 0]
+            found = compute_metrics(TASKS[name], predictions, features.labels)
+            metrics |= {prefix + key: value for key, value in found.items()}
+            if self.predecessor:
+                found = compute_loyalty(TASKS[name], logits[name], self.predecessor.logits[name])
+                loyalty |= {prefix + key: value for key, value in found.items()}
+        return Score(metrics, metrics[self.task.main_key], loyalty, seconds, logits)
+
+    def chance(self) -> float:
+        """The main metric of the best constant prediction: what a model that has learned nothing can score."""
+        name, features = next(iter(self.features.items()))
+        return chance_score(TASKS[name], features.labels)
+
+
+def comparison(rows: list[tuple[str, dict]], main_key: str) -> str:
+    """A table of (who, its score as a record has it, with its parameters); each is held against the first."""
+    predecessor, last = rows[0][1], rows[-1][1]
+    table = [["", *predecessor["metrics"], f"{main_key} kept", *last["loyalty"], "parameters", "seconds for dev"]]
+    for who, score in rows:
+        metrics = [f"{score['metrics'][key]:.4f}" for key in predecessor["metrics"]]
+        kept = f"{100 * score['main'] / predecessor['main']:.1f} %" if predecessor["main"] > 0 else "-"
+        loyalty = [f"{score['loyalty'][key]:.4f}" if key in score["loyalty"] else "-" for key in last["loyalty"]]
+        seconds = f"{score['seconds']:.2f}" if "seconds" in score else "-"
+        table.append([who, *metrics, kept, *loyalty, f"{score['parameters']:,}", seconds])
+    return aligned(table)

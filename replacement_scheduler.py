@@ -2,6 +2,7 @@
 
 A scheduler sets the rate for step 0 when it is made; `step()`, called after each optimiser step, sets
 the rate for the next one. The rate is a function of the number of steps done, so that is all its state.
+A new schedule is a class with `replacing_rate_at` and, if its words are to be better, `describe`.
 """
 
 
@@ -24,6 +25,19 @@ class ReplacementScheduler:
     def replacing_rate_at(self, steps: int) -> float:
         """The rate in force after `steps` optimiser steps."""
         raise NotImplementedError
+
+    def full_replacement_step(self, n_steps: int) -> int | None:
+        """The step, of 1 to `n_steps`, from which on the rate is 1 and the successor trains alone; None: none is."""
+        steps = n_steps
+        while steps and self.replacing_rate_at(steps - 1) == 1:
+            steps -= 1
+        return steps + 1 if steps < n_steps else None
+
+    def describe(self, n_steps: int) -> str:
+        """What the rate does in a training of `n_steps`, in words."""
+        first, last = self.replacing_rate_at(0), self.replacing_rate_at(n_steps - 1)
+        at_1 = self.full_replacement_step(n_steps)
+        return f"from {first:.3g} to " + (f"1 at step {at_1:,}" if at_1 else f"{last:.3g} at the end")
 
     def step(self) -> float:
         """Count one optimiser step; returns the rate now in force."""
@@ -65,6 +79,11 @@ class ConstantReplacementScheduler(ReplacementScheduler):
             return self.replacing_rate
         return 1.0
 
+    def describe(self, n_steps: int) -> str:
+        if self.replacing_rate_at(n_steps - 1) == self.replacing_rate:
+            return f"{self.replacing_rate:g} in all steps"
+        return f"{self.replacing_rate:g} for {max(self.replacing_steps, 1):,} steps, then 1"
+
 
 class LinearReplacementScheduler(ReplacementScheduler):
     """A rate that rises linearly to 1: `p_t = min(1, k * t + b)`, the curriculum replacement of the paper.
@@ -87,3 +106,6 @@ class LinearReplacementScheduler(ReplacementScheduler):
 
     def replacing_rate_at(self, steps: int) -> float:
         return min(1.0, self.k * steps + self.base_replacing_rate)
+
+    def describe(self, n_steps: int) -> str:
+        return f"linearly, by {self.k:g} a step, {super().describe(n_steps)}"

@@ -71,20 +71,20 @@ def _bernoulli(tensor, p=0.5, *, generator=None):
 
 
 @contextmanager
-def fast_kernels(products: bool | None = None, masks: bool = True) -> Iterator[None]:
-    """In this block float32 matrix products (of oneDNN) and dropout masks are made faster on a CPU.
+def fast_kernels(products: bool = True, masks: bool = True) -> Iterator[None]:
+    """In this block, CPU kernels of this file take the place of torch's, in the whole process.
 
     Args:
-        products: by oneDNN; default: where `onednn_is_faster`.
-        masks: of dropout, with probabilities rounded to 1 / 65536.
+        products: oneDNN's products of float32 matrices, where `onednn_is_faster`.
+        masks: masks of dropout whose probability is rounded to 1 / 65536.
 
-    Products differ from MKL's by rounding only; masks are others than torch's for the same seed.
+    Products differ from MKL's by rounding only. Masks are others than torch's for the same seed.
     """
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the kernels that are replaced here on purpose
-            if onednn_is_faster() if products is None else products:
+            warnings.simplefilter("ignore")  # torch warns of kernels that are replaced
+            if products and onednn_is_faster():
                 library.impl("mm", _mm, "CPU")
                 library.impl("addmm", _addmm, "CPU")
             if masks:
@@ -92,6 +92,12 @@ def fast_kernels(products: bool | None = None, masks: bool = True) -> Iterator[N
         yield
     finally:
         library._destroy()
+
+
+def describe_kernels() -> str:
+    """What `fast_kernels` replaces on this machine, in words."""
+    products = "matrix products by oneDNN and " if onednn_is_faster() else ""
+    return f"{products}dropout masks of 16 random bits replace torch's; --no_fast_kernels keeps torch's own"
 
 
 @functools.cache

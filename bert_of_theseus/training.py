@@ -1,17 +1,176 @@
-"""One optimiser step of the method, and the order in which the data come.
+"""One optimiser step of the method, the state that it moves, and the order in which the data come.
 
-Where it changes results this follows the 2020 release: gradients are zeroed, not removed. What is clipped is
-the norm over the trained parameters; the release counted the frozen ones' gradients too.
+Where it changes results this follows the 2020 release: gradients are zeroed, not removed. The norm that is clipped is
+that of the trained parameters; the release counted the gradients of the frozen ones too.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from bert_of_theseus.cpu_kernels import ROWS
-from bert_of_theseus.distributed import add_up, add_up_gradients, largest, n_processes, rank
+from bert_of_theseus.data_parallel import add_up, add_up_gradients, n_processes, rank
 from bert_of_theseus.theseus_layers import TheseusLayers
+
+
+@dataclass
+class TrainState:
+    """All that moves in training. Resuming a run is loading it.
+
+    Attributes:
+        model: that is trained; its parameters that require gradients are all that changes of it.
+        layers: the model's `TheseusLayers`; None where it is fine-tuned.
+        optimizer: of those parameters.
+        lr_schedule, rate_schedule: of the learning rate and of the replacing rate (None where it is fine-tuned).
+        scaler: of mixed precision with float16; elsewhere one that is not enabled.
+        n_steps: optimiser steps of the whole training.
+        step: optimiser steps made.
+        seconds: that they took.
+        losses: sum and number of the steps' losses since the last `take_mean_loss`, this process's share.
+    """
+
+    model: torch.nn.Module
+    layers: TheseusLayers | None
+    optimizer: torch.optim.Optimizer
+    lr_schedule: torch.optim.lr_scheduler.LRScheduler
+    rate_schedule: object | None
+    scaler: torch.amp.GradScaler
+    n_steps: int
+    step: int = 0
+    seconds: float = 0.0
+    losses: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+
+    def __post_init__(self):
+        self.losses = self.losses.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate and the replacing rate in force, under their names in the log."""
+        rates = {"learning_rate": self.lr_schedule.get_last_lr()[0]}
+        return rates | ({"replacing_rate": self.layers.replacing_rate} if self.layers else {})
+
+    def take_mean_loss(self) -> float | None:
+        """The mean loss since the last call, over all processes; None where no step had a loss. All must call it."""
+        total, count = add_up(self.losses[:1].clone()).item(), self.losses[1].item()
+        self.losses.zero_()
+        return total / count if count else None
+
+    def losses_are_finite(self) -> bool:
+        """Whether all of this process's losses since the last `take_mean_loss` are numbers."""
+        return bool(self.losses[0].isfinite())
+
+    def weights_are_finite(self) -> bool:
+        """Whether the trained weights are numbers. A finite loss can have gradients that are not."""
+        return bool(torch.stack([p.isfinite().all() for p in self.trained().values()]).all())
+
+    def state_dict(self) -> dict:
+        """What resuming needs and is the same in all processes: tensors, numbers and text."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "weights": {name: p.detach() for name, p in self.trained().items()},
+            # A gradient of zeros is not a missing one: Adam makes a step with it.
+            "with_gradient": [name for name, p in self.trained().items() if p.grad is not None],
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "rate_schedule": self.rate_schedule.state_dict() if self.rate_schedule else None,
+            "scaler": self.scaler.state_dict(),
+            "draws": self.layers.generator.get_state() if self.layers else None,
+        }
+
+    def own_state_dict(self) -> dict:
+        """What resuming needs of this process: its random state and its share of the losses."""
+        cuda = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        return {"random": torch.get_rng_state(), "cuda_random": cuda, "losses": self.losses.cpu()}
+
+    def load_state_dict(self, state: dict, own_state: dict) -> None:
+        """Continue from what `state_dict` and `own_state_dict` of such a state gave."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        trained = self.trained()
+        with torch.no_grad():
+            for name, weight in state["weights"].items():
+                trained[name].copy_(weight)
+        for name in state["with_gradient"]:
+            trained[name].grad = torch.zeros_like(trained[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.layers:
+            self.rate_schedule.load_state_dict(state["rate_schedule"])
+            self.layers.generator.set_state(state["draws"])
+        torch.set_rng_state(own_state["random"])
+        if own_state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(own_state["cuda_random"])
+        self.losses.copy_(own_state["losses"])
+
+
+def train_step(
+    state: TrainState,
+    micro_batches: list[list[tuple[dict, float]]],
+    max_grad_norm: float = 1.0,
+    autocast_dtype: torch.dtype | None = None,
+) -> torch.Tensor | None:
+    """Make one optimiser step, with the model in training mode.
+
+    Each micro-batch has one draw, which its parts and all processes share. Where no module is drawn nothing can be
+    learned, so the passes are left out. If that is so in all micro-batches, the optimiser steps on zeroed gradients.
+
+    Args:
+        state: its `step` and `losses` are counted on.
+        micro_batches: of (tensors, share) pairs, as `micro_batch` makes them.
+        max_grad_norm: to which the gradients of the trained parameters are clipped.
+        autocast_dtype: of mixed precision.
+
+    Returns:
+        The mean loss over the micro-batches that had a module drawn, of which this process has its share; None where
+        there were none.
+    """
+    layers, n_drawn = state.layers, 0
+    total = torch.zeros((), device=state.device)
+    for parts in micro_batches:
+        replaced = layers.draw_replacements() if layers else [True]
+        if not any(replaced):
+            continue
+        n_drawn += 1
+        if layers:
+            layers.fix_draw(replaced)
+        for tensors, share in parts:
+            with torch.autocast(state.device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                loss = state.model(**tensors).loss * share
+            state.scaler.scale(loss / len(micro_batches)).backward()
+            total += loss.detach()
+    if layers:
+        layers.fix_draw(None)
+
+    if n_drawn:
+        trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+        add_up_gradients(trained)
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.losses += torch.stack([total / n_drawn, torch.ones_like(total)])
+    else:
+        # Without the scaler: it has nothing to unscale, and after a resume it does not know its scale yet.
+        state.optimizer.step()
+    state.lr_schedule.step()
+    if state.rate_schedule:
+        state.rate_schedule.step()
+    # Zeroed, not set to None, as in the 2020 release: a layer that has been drawn before and is not drawn now
+    # still takes an Adam step, on its momentum.
+    state.optimizer.zero_grad(set_to_none=False)
+    state.step += 1
+    return total / n_drawn if n_drawn else None
 
 
 def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -65,15 +224,13 @@ def split_by_length(lengths: np.ndarray, max_tokens: int = PART_TOKENS, overhead
     return parts
 
 
-def micro_batch(features, rows: np.ndarray, pad_token_id: int, device: torch.device, outputs=None, **limits) -> list:
+def micro_batch(features, rows: np.ndarray, device: torch.device, **limits) -> list[tuple[dict, float]]:
     """What this process has to compute of a micro-batch: parts, each with its share of the micro-batch's rows.
 
     Args:
-        features: the data set, with `lengths`, `longest` and `batch(rows, pad_token_id, length)`.
+        features: the data set, with `lengths`, `longest` and `batch(rows, length)`; labels as the model counts them.
         rows: numbers of the micro-batch's rows, those of all processes.
-        pad_token_id: of the tokenizer.
         device: where the tensors go.
-        outputs: (labels,) int64, the model's output for each label; None leaves `labels` as they are.
         limits: of the parts, for `split_by_length`.
 
     Returns:
@@ -93,122 +250,14 @@ def micro_batch(features, rows: np.ndarray, pad_token_id: int, device: torch.dev
         longest = int(lengths[mine[part]].max())
         if device.type == "cpu":  # but not beyond what the model has positions for
             longest = max(longest, min(padded_length(len(part), longest), features.longest))
-        tensors = features.batch(rows[mine[part]], pad_token_id, longest)
-        if outputs is not None:
-            tensors["labels"] = outputs[tensors["labels"]]
+        tensors = features.batch(rows[mine[part]], longest)
         if device.type == "cuda":  # copied while the GPU works on what came before
             tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
         shares.append((tensors, len(part) / n_rows))
     return shares
 
 
-def train_step(
-    model: torch.nn.Module,
-    layers: TheseusLayers | None,
-    micro_batches: list[list[tuple[dict, float]]],
-    optimizer: torch.optim.Optimizer,
-    schedulers: list,
-    max_grad_norm: float,
-    scaler: torch.amp.GradScaler,
-    autocast_dtype: torch.dtype | None = None,
-) -> torch.Tensor | None:
-    """One optimiser step, the model in training mode.
-
-    Each micro-batch, a list of (tensors, share) pairs such as `micro_batch` makes, has a draw of its own, which all
-    its parts and all processes share. Where no module is drawn nothing can be learned: the passes are left out, and
-    if that is so in all micro-batches the optimiser runs on zeroed gradients.
-
-    Returns:
-        The mean loss over the micro-batches that had a module drawn, of which this process has its share; None where
-        there were none.
-    """
-    device_type = next(model.parameters()).device.type
-    total, n_drawn = 0.0, 0
-    for parts in micro_batches:
-        draw = layers.draw_replacements() if layers else [True]
-        if not any(draw):
-            continue
-        n_drawn += 1
-        if layers:
-            layers.fix_draw(draw)
-        for tensors, share in parts:
-            with torch.autocast(device_type, autocast_dtype, enabled=autocast_dtype is not None):
-                loss = model(**tensors).loss * share
-            scaler.scale(loss / len(micro_batches)).backward()
-            total += loss.detach()
-    if layers:
-        layers.fix_draw(None)
-
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(p.grad is not None for p in trained):
-        if n_drawn:
-            add_up_gradients(trained)
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-    else:  # before the first draw; the scaler refuses a step without gradients
-        optimizer.step()
-    for scheduler in schedulers:
-        scheduler.step()
-    # Zeroed, not set to None: as in the 2020 release, a layer that is not drawn still takes an Adam
-    # step, on its momentum, once it has been drawn for the first time.
-    optimizer.zero_grad(set_to_none=False)
-    return total / n_drawn if n_drawn else None
-
-
-class LossError(ValueError):
-    """A loss, or a weight, that is not a finite number; the message says of which step, and of which rows."""
-
-
-def check_weights(model: torch.nn.Module, step: int) -> None:
-    """LossError where a trained weight is not a finite number: a finite loss can have gradients that are not."""
-    finite = [p.isfinite().all() for p in model.parameters() if p.requires_grad]
-    if not torch.stack(finite).all():
-        raise LossError(f"after step {step} there are weights that are not finite numbers; they are not saved")
-
-
-class Losses:
-    """The losses since the last log line, on the device they come from until they are asked for.
-
-    Args:
-        values: (steps,) float32, this process's shares of the losses of an earlier part of the run.
-    """
-
-    def __init__(self, values: torch.Tensor | None = None):
-        self.values = [] if values is None else list(values)
-        self._unchecked: list[tuple[int, list[np.ndarray], torch.Tensor]] = []
-
-    def add(self, step: int, rows: list[np.ndarray], loss: torch.Tensor) -> None:
-        """Take the loss of a step, and the numbers of its rows, by micro-batch."""
-        self.values.append(loss)
-        self._unchecked.append((step, rows, loss))
-
-    def mean(self) -> float | None:
-        """Over steps and processes, the same in all of them; None where no step had a loss."""
-        return add_up(self.stacked().mean()).item() if self.values else None
-
-    def stacked(self) -> torch.Tensor:
-        return torch.stack(self.values) if self.values else torch.zeros(0)
-
-    def check(self) -> None:
-        """Wait for the device, in all processes, and raise LossError in all of them where a loss is not finite."""
-        if not self._unchecked:
-            return
-        finite = torch.stack([loss for *_, loss in self._unchecked]).isfinite().tolist()
-        from_end = int(largest(len(finite) - finite.index(False) if False in finite else 0))
-        if from_end:
-            step, rows, loss = self._unchecked[-from_end]
-            numbers = ", ".join(map(str, sorted(np.concatenate(rows).tolist())))
-            kind = "not a number" if loss.isnan() else "infinite" if loss.isinf() else "not finite in another process"
-            raise LossError(
-                f"the loss of step {step} is {kind}: the learning rate may be too high; its training rows, counted "
-                f"from 0: {numbers}"
-            )
-        self._unchecked = []
-
-
-def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int):
+def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int) -> Iterator[tuple[int, list[np.ndarray]]]:
     """For each optimiser step, for ever: (epoch, list of micro-batches of row numbers, (rows,) int64 each).
 
     The order of an epoch follows from the seed and the epoch alone. The last micro-batch may be

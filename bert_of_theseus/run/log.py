@@ -1,0 +1,46 @@
+"""What a run reports step by step: on standard output, in log.jsonl, and for TensorBoard."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes the same values as a line of JSON on standard output and in `log.jsonl`, and as TensorBoard scalars.
+
+    Args:
+        folder: of the run.
+        n_bytes: to which `log.jsonl` is cut: what was written after the saved step will be written again.
+        first_step: TensorBoard hides what an earlier part of the run has written from this step on; None: a new run.
+    """
+
+    def __init__(self, folder: Path, n_bytes: int = 0, first_step: int | None = None):
+        self.path = folder / "log.jsonl"
+        self.file = open(self.path, "a")
+        os.truncate(self.path, min(n_bytes, self.path.stat().st_size))
+        earlier = set(folder.glob("runs/events.*"))
+        # The suffix keeps two parts apart that begin in the same second.
+        self.board = SummaryWriter(str(folder / "runs"), purge_step=first_step, filename_suffix=f".{len(earlier)}")
+        self.event_files = sorted(set(folder.glob("runs/events.*")) - earlier)  # made by this writer
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        line = json.dumps({"step": step} | values)
+        tqdm.write(line)
+        sys.stdout.flush()
+        print(line, file=self.file, flush=True)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.board.flush()
+
+    def flush_to_disk(self) -> int:
+        """Flush `log.jsonl` to the disk; returns its length in bytes."""
+        os.fsync(self.file.fileno())
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        self.board.close()
+        self.file.close()

@@ -1,0 +1,109 @@
+"""The record of a run: what it is made of, so that it can be made again, and resumed only as what it was."""
+
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def device_name(device: torch.device) -> str:
+    """The part of a device that decides the last digits of results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def describe(arguments: dict, device: torch.device, root: Path) -> dict:
+    """The part of a record that every run has; `root` is the folder of the code."""
+    return {
+        "command": shlex.join(sys.orig_argv),
+        "arguments": arguments,
+        "seed": arguments["seed"],
+        "device": device_name(device),
+        "device_type": device.type,
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "git_commit": git_commit(root),
+        "start": now(),
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that is checked out in `folder`, with "-dirty" if files differ from it; None outside git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():  # copied into another project
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def model_sha256(model: torch.nn.Module, tokenizer, config: dict) -> str:
+    """A digest of all that a loaded model computes from: its weights, its tokenizer, and the text of its config."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config = {name: value for name, value in config.items() if name not in ("_name_or_path", "_commit_hash")}
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    digest.update(json.dumps([config, backend], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+# Arguments that a resumed run may change: names, places (the contents are compared), and what changes no weight.
+FREE = (
+    "data_dir model_name_or_path config_name tokenizer_name cache_dir output_dir overwrite_output_dir overwrite_cache "
+    "resume do_eval eval_all_checkpoints logging_steps save_steps save_total_limit per_gpu_eval_batch_size model_type "
+    "fp16_opt_level local_rank"
+).split()
+
+
+def differences(earlier: dict, record: dict) -> list[str]:
+    """How a run differs, in words, from the earlier part of it that it is to resume, as their records tell.
+
+    What the earlier record does not name is no difference.
+    """
+    before, after = earlier["arguments"], record["arguments"]
+    found = [
+        f"--{name} was {before[name]!r}, is {value!r}"
+        for name, value in after.items()
+        if name not in FREE and name in before and before[name] != value
+    ]
+    found += [
+        f"{name} has changed" for name, sha256 in record["data"].items() if earlier["data"].get(name, sha256) != sha256
+    ]
+    if earlier["predecessor_sha256"] != record["predecessor_sha256"]:
+        found.append("the model to start from has changed")
+    names = {"processes": "the number of processes", "device_type": "the kind of device", "variant": "the variant"}
+    for key, what in names.items():
+        if earlier[key] != record[key]:
+            found.append(f"{what} was {earlier[key]}, is {record[key]}")
+    return found
+
+
+def environment_changes(earlier: dict, record: dict) -> list[str]:
+    """What may change the last digits of results: the versions, the device, the commit."""
+    before, after = (
+        {"device": one["device"], "git commit": one["git_commit"]} | one["versions"] for one in (earlier, record)
+    )
+    return [f"{name} was {before.get(name)}, is {value}" for name, value in after.items() if before.get(name) != value]

@@ -1,0 +1,417 @@
+"""A run in its folder: the lock, the record, the log, the checkpoints, and the wish to stop.
+
+    unfinished_run.json    the record, from the start to the end
+    run.json               the record with the results; written last
+    log.jsonl, runs/       the log
+    checkpoint-N/          the model after step N
+    checkpoint-N-stopped/  the same, where a signal has stopped the run between two of those
+    checkpoint-best/       the model at the best step
+
+The newest of `checkpoint-N` and `checkpoint-N-stopped` also holds the state, from which the run can be resumed.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from bert_of_theseus.run import record as records
+from bert_of_theseus.run.command_line import UserError
+from bert_of_theseus.run.files import (
+    REPLACED,
+    TEMPORARY,
+    readable_size,
+    remove_folder,
+    tidy_up,
+    whole_files,
+    whole_folder,
+    write_whole,
+)
+from bert_of_theseus.run.lock import LOCK, FolderLock
+from bert_of_theseus.run.log import RunLog
+from bert_of_theseus.run.processes import gather, is_main, leave, on_main, wait_for_all
+from bert_of_theseus.run.signals import StopSignals
+
+logger = logging.getLogger(__name__)
+
+STATE = "training_state.pt"
+UNFINISHED = "unfinished_run.json"
+FINISHED = "run.json"
+BEST = "checkpoint-best"
+RESULTS = "eval_results.txt"
+
+
+class Run:
+    """One run of a training command in its folder. Every process makes one; the main process alone writes.
+
+    Use it as a context: inside, the folder is locked and signals are heard. `find` looks for an earlier part of the
+    run to resume, `check` holds the two against each other, and only `begin` writes.
+
+    Args:
+        folder: of the run.
+        save_total_limit: how many `checkpoint-N` are kept; None: all.
+
+    Attributes:
+        earlier: the record of the run to resume; None for a new run.
+    """
+
+    def __init__(self, folder: Path, save_total_limit: int | None = None):
+        self.folder = folder
+        self.save_total_limit = save_total_limit
+        self.earlier: dict | None = None
+        self._lock = FolderLock(folder)
+        self._signals = StopSignals()
+        self._log: RunLog | None = None
+        self._record: dict = {}
+
+    def __enter__(self) -> "Run":
+        self._signals.listen()
+        try:
+            on_main(self._lock.take)
+        except BaseException:
+            self._signals.close()
+            raise
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._log:
+            self._log.close()
+        self._lock.release()
+        self._signals.close()
+
+    # ----------------------------------------------------------------------------- before anything is written
+
+    def find(self, resume: bool, overwrite: bool) -> None:
+        """Look for the run to resume.
+
+        Raises:
+            UserError: the folder holds other files, or a run that is neither to be resumed nor to be replaced.
+        """
+        record = on_main(read_record, self.folder)
+        if record and resume:
+            if "files" not in record:
+                raise UserError(
+                    f"{self.folder} holds a run of an older version; name another --output_dir, or give "
+                    "--overwrite_output_dir without --resume"
+                )
+            self.earlier = record
+        elif not overwrite and on_main(self._is_in_use):
+            if record and not is_finished(record):
+                raise UserError(
+                    f"--output_dir {self.folder} holds a run that is not finished; --resume resumes it, "
+                    "--overwrite_output_dir replaces it"
+                )
+            what = "is not empty, and holds no run to resume" if resume else "is not empty"
+            raise UserError(
+                f"--output_dir {self.folder} {what}; name another, or give --overwrite_output_dir, which replaces the "
+                "run there and leaves other files as they are"
+            )
+
+    def _is_in_use(self) -> bool:
+        """Whether the folder holds more than a lock, cached features, and what killed processes left."""
+        return not all(
+            name == LOCK
+            or re.fullmatch(r"cached_.*\.npz", name)
+            or TEMPORARY.fullmatch(name)
+            or REPLACED.fullmatch(name)
+            for name in os.listdir(self.folder)
+        )
+
+    def check(self, record: dict) -> None:
+        """UserError, with all differences, where the run to resume was started with something else."""
+        if not self.earlier:
+            return
+        different = records.differences(self.earlier, record)
+        changes = records.environment_changes(self.earlier, record)
+        if different:
+            advice = "give what it was started with, or name another --output_dir"
+            if self.is_finished():
+                advice += f" (to train its result further, give {self.folder} as --model_name_or_path)"
+            found = "; ".join(different + changes)
+            raise UserError(f"--resume: not the run that {self.folder} holds: {found}; {advice}")
+        if changes:
+            logger.warning("Results can differ in the last digits: %s", "; ".join(changes))
+
+    def is_finished(self) -> bool:
+        """Whether the run to resume has come to its end."""
+        return self.earlier is not None and is_finished(self.earlier)
+
+    def state_folder(self) -> Path | None:
+        """The checkpoint from which the run can be resumed; None: from its beginning."""
+        return on_main(newest_state, self.folder) if self.earlier else None
+
+    def check_disk(self, n_bytes: int) -> str:
+        """The space that is free for the run, in words; UserError where its files, of `n_bytes`, do not fit in."""
+        n_free = on_main(self._free_bytes)
+        free = readable_size(n_free)
+        if n_bytes > n_free:
+            needed = readable_size(n_bytes)
+            raise UserError(
+                f"{self.folder}: {needed} of checkpoints do not fit in {free}; raise --save_steps, or set "
+                "--save_total_limit"
+            )
+        return free
+
+    def _free_bytes(self) -> int:
+        """What is free, and what the files take that this run replaces."""
+        record = read_record(self.folder)
+        paths = [self.folder / name for name in (record or {}).get("files", [])]
+        files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+        return shutil.disk_usage(self.folder).free + sum(file.stat().st_size for file in files)
+
+    # ----------------------------------------------------------------------------------- from begin to finish
+
+    def begin(self, record: dict) -> None:
+        """Make the folder ready: for a new run, or for what is left of the earlier one.
+
+        From here on a signal waits for `stop_requested`.
+
+        Args:
+            record: of this command, as JSON has it.
+        """
+        on_main(self._begin, record)
+        self._signals.can_wait = True
+
+    def _begin(self, record: dict) -> None:
+        tidy_up(self.folder)
+        newest = newest_state(self.folder) if self.earlier else None
+        if newest is None:
+            self._clear()
+        self._record = (self.earlier or record) | ({} if newest else {"files": [], "resumed": []})
+        step = step_of(newest) if newest else 0
+        if self.earlier:
+            names = ("start", "command", "device", "versions", "git_commit")
+            self._record["resumed"].append({"after_step": step} | {name: record[name] for name in names})
+        with self._writing(self.folder / UNFINISHED):
+            self._write_record()
+            if newest:
+                self._forget_older(newest)
+            n_bytes = self.load_state()["log_bytes"] if newest else 0
+            self._log = RunLog(self.folder, n_bytes, step + 1 if newest else None)
+            # A later evaluation without training may write the results.
+            event_files = (f"runs/{path.name}" for path in self._log.event_files)
+            self._claim("log.jsonl", RESULTS, *event_files)
+
+    def _clear(self) -> None:
+        """Remove what the record of an earlier run says is that run's, and nothing else."""
+        record = read_record(self.folder)
+        (self.folder / FINISHED).unlink(missing_ok=True)  # first: a run that is half removed is not finished
+        for name in (record or {}).get("files", []):
+            path = self.folder / name
+            remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+        runs = self.folder / "runs"
+        if runs.is_dir() and not any(runs.iterdir()):
+            runs.rmdir()
+
+    def _claim(self, *names: str) -> None:
+        """Note in the record that these names in the folder are the run's, before it makes them."""
+        new = [name for name in names if name not in self._record["files"]]
+        if new:
+            self._record["files"] += new
+            self._write_record()
+
+    def best_results(self) -> dict[str, float]:
+        """The results of `checkpoint-best`, its `step` among them; nothing where the run has none (yet)."""
+        return on_main(lambda: read_results(self.folder / BEST) if BEST in self._record["files"] else {})
+
+    def _write_record(self) -> None:
+        write_whole(self.folder / UNFINISHED, as_json(self._record))
+
+    def load_state(self) -> dict | None:
+        """What `save_state` wrote last; None where the run begins."""
+        folder = newest_state(self.folder) if self.earlier else None
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True) if folder else None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Report values of a step, by name: on standard output, in `log.jsonl`, for TensorBoard."""
+        if self._log:
+            with self._writing(self._log.path):
+                self._log.write(step, values)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file of the run into its folder."""
+        if is_main():
+            with self._writing(self.folder / name):
+                self._claim(name)
+                write_whole(self.folder / name, text)
+
+    def save_model(self, write_model: Callable[[Path], None]) -> None:
+        """Write the files of the final model into the run's folder; `write_model` writes them into an empty one."""
+        if is_main():
+            with self._writing(self.folder), whole_files(self.folder) as temporary:
+                write_model(temporary)
+                self._claim(*(path.name for path in temporary.iterdir()))
+
+    def save_best(self, write_model: Callable[[Path], None]) -> None:
+        """Write `checkpoint-best`, in place of an earlier one."""
+        if is_main():
+            self._save_folder(BEST, write_model)
+
+    def save_state(self, state, write_model: Callable[[Path], None], stopped: bool = False) -> None:
+        """Write a checkpoint from which the run can be resumed, and remove older states. All processes must call this.
+
+        Args:
+            state: has the attribute `step`, `state_dict()`, the same in all processes, and `own_state_dict()`.
+            write_model: writes the model into an empty folder.
+            stopped: whether the run ends here, between two of its checkpoints.
+        """
+        own_states = gather(state.own_state_dict())
+        if is_main():
+            name = f"checkpoint-{state.step}{'-stopped' * stopped}"
+            if not (self.folder / name / STATE).exists():
+
+                def write(folder: Path) -> None:
+                    write_model(folder)
+                    saved = {
+                        "state": state.state_dict(),
+                        "processes": own_states,
+                        "log_bytes": self._log.flush_to_disk(),
+                    }
+                    with open(folder / STATE, "wb") as file:  # a path would hide the system's error
+                        torch.save(saved, file)
+
+                self._save_folder(name, write)
+            self._forget_older(self.folder / name)
+
+    def _save_folder(self, name: str, write: Callable[[Path], None]) -> None:
+        with self._writing(self.folder / name):
+            self._claim(name)
+            with whole_folder(self.folder / name) as temporary:
+                write(temporary)
+
+    def _forget_older(self, newest: Path | None) -> None:
+        """Remove older states, checkpoints of stops, and the checkpoints beyond `save_total_limit`.
+
+        Args:
+            newest: the checkpoint that holds the run's state; None once the run has ended.
+        """
+        kept = checkpoints(self.folder)
+        for path in kept:
+            if path != newest:
+                (path / STATE).unlink(missing_ok=True)
+        superfluous = [path for path in self.folder.glob("checkpoint-*-stopped") if path != newest]
+        if self.save_total_limit:
+            superfluous += kept[: -self.save_total_limit]
+        for path in superfluous:
+            if path.name in self._record["files"]:
+                remove_folder(path)
+
+    def stop_requested(self) -> bool:
+        """Whether a signal asks for the end; all processes must ask, and get the same answer."""
+        return self._signals.requested()
+
+    def end_stopped(self, step: int) -> None:
+        """End this process, whose state is saved, with the status that tells the signal."""
+        wait_for_all()
+        if is_main():
+            print(
+                f"run_glue.py: stopped by {self._signals.name()} after step {step}; the same command with --resume "
+                "resumes it",
+                file=sys.stderr,
+            )
+        leave()
+        raise SystemExit(128 + self._signals.signal)
+
+    def clean_up(self) -> None:
+        """Remove what a process left that was killed after it had finished the run."""
+        on_main(self._clean_up)
+
+    def _clean_up(self) -> None:
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        tidy_up(self.folder)
+
+    def finish(self, results: dict) -> None:
+        """Write `run.json`, with which the run is finished, and remove what only resuming needs."""
+        wait_for_all()
+        if is_main():
+            with self._writing(self.folder / FINISHED):
+                write_whole(self.folder / FINISHED, as_json(self._record | results | {"end": records.now()}))
+            self._forget_older(None)
+            self._clean_up()
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """UserError where the block cannot write to the disk, with what is left to resume from."""
+        try:
+            yield
+        except Exception as error:
+            # The libraries written in Rust report an error of the system as text, with its number.
+            in_text = re.search(r"\(os error (\d+)\)", str(error))
+            number = error.errno if isinstance(error, OSError) else int(in_text[1]) if in_text else None
+            if number is None:
+                raise
+            free = readable_size(shutil.disk_usage(self.folder).free)
+            advice = {errno.EFBIG: "raise the limit of file sizes (ulimit -f), then "}.get(number, "make room, then ")
+            state = newest_state(self.folder)
+            left = f"from {state}" if state else "from the beginning, since nothing is saved yet"
+            reason = f"{os.strerror(number)}; {free} are free"
+            raise UserError(f"{path} cannot be written ({reason}): {advice}resume with --resume {left}") from error
+
+
+# ------------------------------------------------------------------------------------- reading a run's folder
+
+
+def read_record(folder: Path) -> dict | None:
+    """The record of the run in a folder, finished or not; None where there is no run.
+
+    Raises:
+        UserError: the record is no JSON, or none of a run.
+    """
+    for name in (FINISHED, UNFINISHED):
+        path = folder / name
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text())
+                record["arguments"]["seed"]
+                return record
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"{path} is not the record of a run of run_glue.py; name another --output_dir, or remove the file"
+                ) from error
+    return None
+
+
+def is_finished(record: dict) -> bool:
+    return "end" in record
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The `checkpoint-N` folders, by `N`."""
+    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The `N` of a `checkpoint-N` or `checkpoint-N-stopped`."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The checkpoint from which the run in a folder can be resumed; None where there is none."""
+    found = [
+        path.parent for path in folder.glob(f"checkpoint-*/{STATE}") if re.match(r"checkpoint-\d", path.parent.name)
+    ]
+    return max(found, key=step_of, default=None)
+
+
+def as_results(results: dict[str, float]) -> str:
+    """The text of an `eval_results.txt`: `key = value` a line, sorted."""
+    return "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
+
+
+def read_results(folder: Path) -> dict[str, float]:
+    """What `eval_results.txt` in the folder says; nothing where there is none."""
+    path = folder / RESULTS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {key: float(value) for key, value in (line.split(" = ") for line in lines)}
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
