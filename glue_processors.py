@@ -364,7 +364,7 @@ def _read_cache(path: Path, key: str, pad_token_id: int) -> Features | None:
                 return None
             found = [arrays.get(name) for name in ("input_ids", "lengths", "token_type_ids", "labels")]
             return Features(*found, pad_token_id)
-    except FileNotFoundError:
+    except OSError:
         return None
     except Exception as error:  # numpy and zipfile raise errors of many kinds where a file is cut short
         logger.warning("%s is damaged (%s) and is made anew", path, error)
@@ -422,7 +422,8 @@ def compute_loyalty(task: Task, logits: np.ndarray, predecessor: np.ndarray) -> 
         return {"score_correlation": compute_metrics(task, logits[:, 0], predecessor[:, 0])["pearson"]}
     p, q = (softmax(rows.astype(np.float64), axis=1) for rows in (logits, predecessor))
     # Rounding can bring the divergence of nearly equal rows below 0, and its root is no number then.
-    distances = np.nan_to_num(jensenshannon(p, q, base=2, axis=1))
+    with np.errstate(invalid="ignore"):
+        distances = np.nan_to_num(jensenshannon(p, q, base=2, axis=1))
     return {
         "label_loyalty": float((logits.argmax(1) == predecessor.argmax(1)).mean()),
         "probability_loyalty": float(1 - distances.mean()),

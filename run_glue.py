@@ -11,8 +11,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -241,7 +242,8 @@ def main(args, variant: Callable | None = None) -> None:
         if args.do_eval:
             results = dict(last.metrics)
             if args.eval_all_checkpoints:
-                results |= checkpoint_results(args, dev_sets, device)
+                stop_between = partial(end_if_stopped, args, state, classifier, run, last)
+                results |= checkpoint_results(args, dev_sets, device, stop_between)
             run.write(RESULTS, as_results(results))
         finish(args, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
 
@@ -255,31 +257,30 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
     """
     score = None
     batches = train_batches(len(data), batch_rows(args), args.gradient_accumulation_steps, args.seed)
-    bar = tqdm(total=state.n_steps, initial=state.step, desc="Training", disable=not is_main(), **BAR)
-    for epoch, rows in islice(batches, state.step, state.n_steps):
-        started, rates, score = time.perf_counter(), state.rates(), None
-        state.model.train()
-        micro_batches = [micro_batch(data, micro_rows, state.device) for micro_rows in rows]
-        loss = train_step(state, micro_batches, args.max_grad_norm, autocast_dtype(args))  # both schedules step too
-        is_saved = is_multiple(state.step, args.save_steps)
-        is_logged = is_multiple(state.step, args.logging_steps) or state.step == state.n_steps
-        if state.device.type == "cpu" or is_logged or is_saved or state.step % 100 == 0:  # it waits for a GPU
-            check_losses(state)
-        mean_loss = state.take_mean_loss() if is_logged else None
-        state.seconds += time.perf_counter() - started
-        show_progress(bar, epoch, rates, loss)
+    with tqdm(total=state.n_steps, initial=state.step, desc="Training", disable=not is_main(), **BAR) as bar:
+        for epoch, rows in islice(batches, state.step, state.n_steps):
+            started, rates, score = time.perf_counter(), state.rates(), None
+            state.model.train()
+            micro_batches = [micro_batch(data, micro_rows, state.device) for micro_rows in rows]
+            loss = train_step(state, micro_batches, args.max_grad_norm, autocast_dtype(args))  # both schedules step too
+            is_saved = is_multiple(state.step, args.save_steps)
+            is_logged = is_multiple(state.step, args.logging_steps) or state.step == state.n_steps
+            if state.device.type == "cpu" or is_logged or is_saved or state.step % 100 == 0:  # it waits for a GPU
+                check_losses(state)
+            mean_loss = state.take_mean_loss() if is_logged else None
+            state.seconds += time.perf_counter() - started
+            show_progress(bar, epoch, rates, loss)
 
-        if is_logged:
-            run.log(state.step, rates if mean_loss is None else {"loss": mean_loss} | rates)
-        if is_logged and args.evaluate_during_training:
-            check_weights(state)
-            score = dev_sets.score(classifier)
-            run.log(state.step, score.logged())
-            keep_if_best(args, state, classifier, score, run)
-        if is_saved:
-            save_state(args, state, classifier, run, score)
-        end_if_stopped(args, state, classifier, run, score)
-    bar.close()
+            if is_logged:
+                run.log(state.step, rates if mean_loss is None else {"loss": mean_loss} | rates)
+            if is_logged and args.evaluate_during_training:
+                check_weights(state)
+                score = dev_sets.score(classifier)
+                run.log(state.step, score.logged())
+                keep_if_best(args, state, classifier, score, run)
+            if is_saved:
+                save_state(args, state, classifier, run, score)
+            end_if_stopped(args, state, classifier, run, score)
     check_weights(state)
     return score
 
@@ -472,10 +473,13 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
         print(json.dumps(score.logged()))
 
 
-def checkpoint_results(args, dev_sets: DevSets, device: torch.device) -> dict[str, float]:
+def checkpoint_results(
+    args, dev_sets: DevSets, device: torch.device, before_each: Callable = lambda: None
+) -> dict[str, float]:
     """The metrics of every checkpoint-N in output_dir, their names ending in `_N`."""
     task, results = TASKS[args.task_name], {}
     for folder in on_main(checkpoints, Path(args.output_dir)):
+        before_each()
         classifier = load_classifier(str(folder), task.labels, max_seq_length=args.max_seq_length)
         classifier.model.to(device)
         score = dev_sets.score(classifier)
@@ -695,9 +699,8 @@ def run_command(args, variant: Callable | None = None) -> None:
     if not is_main():  # the main process says it for all
         logging.disable(logging.WARNING)
     warn_about(args)
-    use_fast = not args.no_fast_kernels
     with one_line_errors("run_glue.py", ModelError, GlueDataError, torch.OutOfMemoryError, ConnectionError):
-        with processes.failing_together(), fast_kernels(use_fast, use_fast):
+        with processes.failing_together(), nullcontext() if args.no_fast_kernels else fast_kernels():
             main(args, variant)
         processes.leave()
 

@@ -71,11 +71,11 @@ def _bernoulli(tensor, p=0.5, *, generator=None):
 
 
 @contextmanager
-def fast_kernels(products: bool = True, masks: bool = True) -> Iterator[None]:
+def fast_kernels(products: bool | None = None, masks: bool = True) -> Iterator[None]:
     """In this block, CPU kernels of this file take the place of torch's, in the whole process.
 
     Args:
-        products: oneDNN's products of float32 matrices, where `onednn_is_faster`.
+        products: oneDNN's products of float32 matrices; default: where `onednn_is_faster`.
         masks: masks of dropout whose probability is rounded to 1 / 65536.
 
     Products differ from MKL's by rounding only. Masks are others than torch's for the same seed.
@@ -84,7 +84,7 @@ def fast_kernels(products: bool = True, masks: bool = True) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of kernels that are replaced
-            if products and onednn_is_faster():
+            if onednn_is_faster() if products is None else products:
                 library.impl("mm", _mm, "CPU")
                 library.impl("addmm", _addmm, "CPU")
             if masks:

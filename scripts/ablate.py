@@ -5,12 +5,12 @@
 
   all-trained          the predecessor's first layers fine-tuned, with embeddings and head, and nothing replaced
   pretrained-layers    the same with all weights those of --pretrained_model, and a new head
-  falling              the linear schedule backwards in time: from 1 down to the positive --replacing_rate
-  missing-gradients    gradients removed, not zeroed: where a layer is not drawn the optimiser leaves it alone
-  every-second-layer   each successor layer starts as its module's first layer, so of 6 as layers 0, 2, 4, not 0, 1, 2
+  falling              the linear schedule backwards in time: from 1 down to --replacing_rate
+  missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
+  every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
 
-The first two need no --replacing_rate. All write what run_glue.py writes, resume as it does, and hold the successor
-against the predecessor, --model_name_or_path.
+The first two need no --replacing_rate. All write what run_glue.py writes, resume as it does, and are compared with the
+predecessor, --model_name_or_path.
 """
 
 import argparse
@@ -19,18 +19,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from command_line import OneLineParser, log_plainly
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import transformers
 
 import run_glue
-from bert_of_theseus import compress
-from bert_of_theseus.classifier import Loaded, UserError, load_model
-from bert_of_theseus.training_state import Parts
-from glue_processors import Task
-from replacement_scheduler import ReplacementScheduler
+from bert_of_theseus.classifier import load_classifier
+from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
+from bert_of_theseus.run.processes import use_all_gpus
+from bert_of_theseus.training import TrainState
+from glue_processors import TASKS
+from replacement_scheduler import ConstantReplacementScheduler, ReplacementScheduler
 
 logger = logging.getLogger("ablate")
 
@@ -53,62 +52,65 @@ class FallingReplacementScheduler(ReplacementScheduler):
         return min(1.0, self.k * max(0, self.n_steps - 1 - steps) + self.floor)
 
 
-# Each variant is a `build` for run_glue.main: it makes of a loaded model what is trained.
+# A variant is a function that changes the state before training starts.
 
 
-def all_trained(args: argparse.Namespace, task: Task, loaded: Loaded, n_steps: int) -> Parts:
-    """The predecessor's first layers fine-tuned, with embeddings and head; nothing is replaced."""
-    layers = compress(loaded.model, args.scc_n_layer, args.seed)
-    loaded.model.requires_grad_(True)
-    layers.predecessor.requires_grad_(False)
-    return run_glue.make_parts(args, loaded.model, layers, n_steps)
+def all_trained(args: argparse.Namespace, state: TrainState) -> None:
+    """The predecessor's first layers are fine-tuned, with embeddings and head; nothing is replaced."""
+    state.model.requires_grad_(True)
+    state.layers.predecessor.requires_grad_(False)
+    state.optimizer, state.lr_schedule = run_glue.new_optimizer(args, state.model, state.n_steps)
+    state.rate_schedule = ConstantReplacementScheduler(state.layers, 1.0)
 
 
-def pretrained_layers(args: argparse.Namespace, task: Task, loaded: Loaded, n_steps: int) -> Parts:
-    """The pre-trained model's first layers fine-tuned, with embeddings and a new head; nothing is replaced."""
+def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:
+    """The pre-trained model's first layers are fine-tuned, with embeddings and a new head; nothing is replaced."""
     transformers.set_seed(args.seed)  # of the new head
-    options = run_glue.model_options(args)
-    pretrained = load_model(args.pretrained_model, task.labels, True, **options).model
+    labels = TASKS[args.task_name].labels
+    pretrained = load_classifier(args.pretrained_model, labels, new_head=True, max_seq_length=args.max_seq_length)
+    weights = pretrained.model.state_dict()
+    name = next(name for name, module in state.model.named_modules() if module is state.layers)
+    for key in [key for key in weights if key.startswith(f"{name}.")]:
+        layer = key.removeprefix(f"{name}.")
+        weight = weights.pop(key)
+        if int(layer.split(".")[0]) < len(state.layers.successor):
+            weights[f"{name}.successor.{layer}"] = weight
+        weights[f"{name}.predecessor.{layer}"] = weight
     try:
-        loaded.model.load_state_dict(pretrained.state_dict())
+        state.model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"--pretrained_model {args.pretrained_model}: not what the predecessor was made of") from error
-    return all_trained(args, task, loaded, n_steps)
+    all_trained(args, state)
 
 
-def falling(args: argparse.Namespace, task: Task, loaded: Loaded, n_steps: int) -> Parts:
-    """The rate's schedule below, backwards in time."""
-    parts = run_glue.build(args, task, loaded, n_steps)
-    floor, k = args.replacing_rate, args.scheduler_linear_k
-    parts.schedulers[-1] = FallingReplacementScheduler(parts.layers, floor, k, n_steps)
-    return parts
+def falling(args: argparse.Namespace, state: TrainState) -> None:
+    """The rate falls as it would rise."""
+    k = args.scheduler_linear_k
+    state.rate_schedule = FallingReplacementScheduler(state.layers, args.replacing_rate, k, state.n_steps)
 
 
-def missing_gradients(args: argparse.Namespace, task: Task, loaded: Loaded, n_steps: int) -> Parts:
+def missing_gradients(args: argparse.Namespace, state: TrainState) -> None:
     """Gradients are removed, not zeroed."""
-    parts = run_glue.build(args, task, loaded, n_steps)
 
     def remove_zeros(optimizer: torch.optim.Optimizer, *_) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        there = torch.stack([p.grad.any() for p in trained]).tolist() if trained else []  # waits for a GPU once
-        for p, is_there in zip(trained, there, strict=True):
-            if not is_there:
+        has_gradient = torch.stack([p.grad.any() for p in trained]).tolist() if trained else []
+        for p, keep in zip(trained, has_gradient, strict=True):
+            if not keep:
                 p.grad = None
 
-    parts.optimizer.register_step_pre_hook(remove_zeros)
-    return parts
+    state.optimizer.register_step_pre_hook(remove_zeros)
 
 
-def every_second_layer(args: argparse.Namespace, task: Task, loaded: Loaded, n_steps: int) -> Parts:
-    """Successor layers start as the first of each module."""
-    parts = run_glue.build(args, task, loaded, n_steps)
-    predecessor, successor = parts.layers.predecessor, parts.layers.successor
+def every_second_layer(args: argparse.Namespace, state: TrainState) -> None:
+    """Each successor layer starts as the first layer of its module."""
+    predecessor, successor = state.layers.predecessor, state.layers.successor
+    module_size = len(predecessor) // len(successor)
     for i, layer in enumerate(successor):
-        layer.load_state_dict(predecessor[i * len(predecessor) // len(successor)].state_dict())
-    return parts
+        layer.load_state_dict(predecessor[i * module_size].state_dict())
 
 
-VARIANTS: dict[str, Callable] = {
+VARIANTS: dict[str, Callable[[argparse.Namespace, TrainState], None]] = {
     "all-trained": all_trained,
     "pretrained-layers": pretrained_layers,
     "falling": falling,
@@ -130,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         others = ["--replacing_rate", "1", "--steps_for_replacing", "1", *others]
     args = run_glue.parse_args(others)
     if not args.do_train or args.replacing_rate is None:
-        parser.error("a variant is of a compression: give --do_train and --replacing_rate")
+        parser.error("a variant changes a compression: give --do_train and --replacing_rate")
     if own.variant in FINE_TUNED and args.replacing_rate != 1:
         parser.error(f"--replacing_rate is not for {own.variant}, which replaces nothing")
     if own.variant == "falling" and args.scheduler_type != "linear":
@@ -141,7 +143,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGS = parse_args()
-    run_glue.use_all_gpus(ARGS)
+    if not ARGS.no_cuda:
+        use_all_gpus()
     log_plainly()
     logger.info("%-12s %s: %s", "Variant", ARGS.variant, VARIANTS[ARGS.variant].__doc__)
-    run_glue.main(ARGS, VARIANTS[ARGS.variant])
+    run_glue.run_command(ARGS, VARIANTS[ARGS.variant])

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import ablate
+import numpy as np
 import pytest
 import torch
 from conftest import save_bert, write_glue
@@ -16,9 +18,9 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 import run_glue
 from bert_of_theseus import compress, export_successor
-from bert_of_theseus.classifier import load_model
+from bert_of_theseus.classifier import load_classifier
 from bert_of_theseus.training import micro_batch, train_step
-from glue_processors import TASKS, cached_features, read_examples
+from glue_processors import TASKS, read_examples, tokenize
 
 ROOT = Path(__file__).parents[1]
 LINEAR = "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.1".split()
@@ -32,7 +34,7 @@ def mrpc(tmp_path_factory) -> Path:
 
 def run_variant(variant: list, *args: object) -> None:
     args = ablate.parse_args([str(a) for a in [*variant, *args]])
-    run_glue.main(args, ablate.VARIANTS[args.variant])
+    run_glue.run_command(args, ablate.VARIANTS[args.variant])
 
 
 def logged_rates(folder: Path) -> list[float]:
@@ -45,7 +47,7 @@ def cut(source: Path, target: Path) -> Path:
     model = AutoModelForSequenceClassification.from_pretrained(source)
     compress(model)
     export_successor(model).save_pretrained(target)
-    load_model(str(source), TASKS["mrpc"].labels, max_seq_length=32).tokenizer.save_pretrained(target)
+    load_classifier(str(source), TASKS["mrpc"].labels, max_seq_length=32).tokenizer.save_pretrained(target)
     return target
 
 
@@ -77,7 +79,7 @@ def test_pretrained_layers_is_fine_tuning_of_the_pretrained_model_s_with_a_new_h
     model.encoder.layer = model.encoder.layer[:2]
     model.config.num_hidden_layers = 2
     model.save_pretrained(half)
-    load_model(str(base), TASKS["mrpc"].labels, True, max_seq_length=32).tokenizer.save_pretrained(half)
+    load_classifier(str(base), TASKS["mrpc"].labels, True, max_seq_length=32).tokenizer.save_pretrained(half)
     run_here(*arguments("mrpc", half, mrpc, tmp_path / "plain", *STEPS))
     variant = ["pretrained-layers", "--pretrained_model", base]
     run_variant(variant, *arguments("mrpc", bert_folder, mrpc, tmp_path / "variant", *STEPS))
@@ -96,52 +98,70 @@ def test_the_falling_rate_is_the_linear_one_backwards(bert_folder, mrpc, tmp_pat
     assert logged_rates(tmp_path / "falling") == pytest.approx(rates[::-1])
 
 
-def one_batch(loaded, data: Path, args) -> list:
-    examples = read_examples(TASKS["mrpc"], data, "dev")
-    features = cached_features(TASKS["mrpc"], "dev", examples, loaded.tokenizer, 32, True, [data])
-    return micro_batch(features, torch.arange(8).numpy(), 0, torch.device("cpu"))
+def new_state(bert_folder: Path, mrpc: Path, tmp_path: Path, *more: object) -> tuple:
+    """The arguments of a run, its state before the first step, and a batch to train with."""
+    args = run_glue.parse_args(arguments("mrpc", bert_folder, mrpc, tmp_path, "--do_train", *LINEAR, *more))
+    classifier = load_classifier(str(bert_folder), TASKS["mrpc"].labels, max_seq_length=32)
+    features = tokenize(read_examples(TASKS["mrpc"], mrpc, "dev"), classifier.tokenizer, 32, True)
+    state = run_glue.new_state(args, classifier.model.train(), 10)
+    return args, state, micro_batch(features, np.arange(8), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("variant", ["missing-gradients", None])
 def test_where_gradients_are_missing_a_layer_that_is_not_drawn_stays(bert_folder, mrpc, tmp_path, variant):
-    args = run_glue.parse_args(arguments("mrpc", bert_folder, mrpc, tmp_path, "--do_train", *LINEAR))
-    loaded = load_model(str(bert_folder), TASKS["mrpc"].labels, max_seq_length=32)
-    parts = ablate.VARIANTS.get(variant, run_glue.build)(args, TASKS["mrpc"], loaded, 10)
-    loaded.model.train()
+    args, state, batch = new_state(bert_folder, mrpc, tmp_path)
+    if variant:
+        ablate.VARIANTS[variant](args, state)
     moved = []
     for draw in ([True, False], [False, True]):
-        before = [p.clone() for p in parts.layers.successor[0].parameters()]
-        parts.layers.draw_replacements = lambda draw=draw: draw
-        batch = one_batch(loaded, mrpc, args)
-        train_step(loaded.model, parts.layers, [batch], parts.optimizer, parts.schedulers, 1.0, parts.scaler, None)
-        after = parts.layers.successor[0].parameters()
+        before = [p.clone() for p in state.layers.successor[0].parameters()]
+        state.layers.draw_replacements = lambda draw=draw: draw
+        train_step(state, [batch])
+        after = state.layers.successor[0].parameters()
         moved.append(any(not torch.equal(p, q) for p, q in zip(before, after, strict=True)))
     assert moved == [True, variant is None]
 
 
 def test_every_second_layer_starts_from_the_first_layer_of_each_module(bert_folder, mrpc, tmp_path):
-    args = run_glue.parse_args(arguments("mrpc", bert_folder, mrpc, tmp_path, "--do_train", *LINEAR))
-    loaded = load_model(str(bert_folder), TASKS["mrpc"].labels, max_seq_length=32)
-    layers = ablate.every_second_layer(args, TASKS["mrpc"], loaded, 10).layers
+    args, state, _ = new_state(bert_folder, mrpc, tmp_path)
+    ablate.every_second_layer(args, state)
+    layers = state.layers
     for ours, source in zip(layers.successor, (layers.predecessor[0], layers.predecessor[2]), strict=True):
         for p, q in zip(ours.parameters(), source.parameters(), strict=True):
             assert torch.equal(p, q) and p.requires_grad and not q.requires_grad
 
 
+def test_the_plan_is_that_of_the_variant(bert_folder, mrpc, tmp_path, caplog):
+    caplog.set_level("INFO")
+    steps = arguments("mrpc", bert_folder, mrpc, tmp_path / "plain", "--do_train", "--max_steps", 8, "--save_steps", 0)
+    run_here(*steps, *LINEAR)
+    run_variant(["falling"], *steps, *LINEAR, "--output_dir", tmp_path / "falling")
+    run_variant(["all-trained"], *steps, "--output_dir", tmp_path / "all")
+    plain, fallen, trained = (
+        "\n".join(part.splitlines()) for part in re.split(r"The successor is in \S+", caplog.text)[:3]
+    )
+    assert "linearly, by 0.1 a step, from 0.3 to 1 at step 8" in plain
+    assert "from 1 to 0.3 at the end" in fallen and "never trains alone" in fallen
+    assert "1 in all steps" in trained
+    state_sizes = [int(re.search(r"(\d+) kB to resume from", text)[1]) for text in (plain, trained)]
+    assert state_sizes[1] > state_sizes[0]  # embeddings and head have moments too
+
+
 @pytest.mark.parametrize(("variant", "schedule"), [("all-trained", []), ("falling", LINEAR)])
-def test_a_variant_goes_on_as_if_nothing_had_happened(bert_folder, mrpc, tmp_path, monkeypatch, variant, schedule):
+def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_path, monkeypatch, variant, schedule):
     steps = [*STEPS, "--save_steps", 5, *schedule]
     run_variant([variant], *arguments("mrpc", bert_folder, mrpc, tmp_path / "whole", *steps))
     command = arguments("mrpc", bert_folder, mrpc, tmp_path / "cut", *steps, "--resume")
-    after_step = run_glue.after_step
+    true_step, made = run_glue.train_step, []
 
     def fail_after_seven(*args):
-        after_step(*args)
-        if args[6].step == 7:
-            raise InterruptedError("as if the machine had gone")
+        made.append(args)
+        if len(made) > 7:
+            raise KeyboardInterrupt
+        return true_step(*args)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(run_glue, "after_step", fail_after_seven)
+        patched.setattr(run_glue, "train_step", fail_after_seven)
         run_variant([variant], *command)
     run_variant([variant], *command)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
@@ -150,23 +170,33 @@ def test_a_variant_goes_on_as_if_nothing_had_happened(bert_folder, mrpc, tmp_pat
     assert records[0]["last"]["loyalty"] == records[1]["last"]["loyalty"]
 
 
-def test_mistakes_are_told_in_one_line(bert_folder, mrpc, tmp_path):
-    fixed = arguments("mrpc", bert_folder, mrpc, tmp_path / "out", "--do_train")
-    for args, message in (
-        (["nothing", *fixed], "invalid choice"),
-        (["falling", *fixed], "--replacing_rate"),
-        (["falling", *fixed, "--replacing_rate", "0.5"], "--scheduler_type linear"),
-        (["pretrained-layers", *fixed], "--pretrained_model"),
-        (["all-trained", *fixed, "--replacing_rate", "0.5"], "replaces nothing"),
-    ):
-        command = [sys.executable, "scripts/ablate.py", *args]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nothing"], "invalid choice"),
+        (["falling"], "--replacing_rate"),
+        (["falling", "--replacing_rate", "0.5"], "--scheduler_type linear"),
+        (["pretrained-layers"], "--pretrained_model"),
+        (["all-trained", "--replacing_rate", "0.5"], "replaces nothing"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(capsys, args, message):
+    with pytest.raises(SystemExit) as end:
+        ablate.parse_args([*args, *arguments("mrpc", "m", "d", "o", "--do_train")])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
-def test_a_variant_does_not_go_on_with_a_run_of_the_method_nor_the_other_way_round(bert_folder, mrpc, tmp_path):
+def test_as_a_command_it_says_which_variant_it_makes(bert_folder, mrpc, tmp_path):
+    command = [sys.executable, "scripts/ablate.py", "every-second-layer"]
+    command += arguments("mrpc", bert_folder, mrpc, tmp_path / "out", "--do_train", "--max_steps", 1, *LINEAR)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Variant      every-second-layer: Each successor layer starts" in done.stderr
+
+
+def test_a_variant_does_not_resume_a_run_of_the_method_nor_the_other_way_round(bert_folder, mrpc, tmp_path):
     command = arguments("mrpc", bert_folder, mrpc, tmp_path / "out", *STEPS, *LINEAR, "--resume")
     run_here(*command)
     with pytest.raises(SystemExit, match="the variant was None, is falling"):

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from bert_of_theseus import TheseusLayers, compress, export_successor, find_layers
-from bert_of_theseus.classifier import load_model, takes_token_types
+from bert_of_theseus.classifier import load_classifier
 
 TINY = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 4}
 TINY |= {"max_position_embeddings": 40, "initializer_range": 0.3, "pad_token_id": 1}
@@ -515,7 +515,7 @@ FAMILIES = [*TAKES_TYPES, "roberta", "distilbert", "mpnet", "deberta-v3", "moder
 def test_the_command_compresses_the_family_and_gives_it_the_inputs_it_takes(name, tmp_path):
     folder = save_family(tmp_path / "predecessor", name)
     data, output = write_glue(tmp_path / "MRPC", "mrpc", n_train=16, n_dev=16), tmp_path / "successor"
-    assert takes_token_types(load_model(str(folder), ("0", "1"), max_seq_length=32).model) == (name in TAKES_TYPES)
+    assert load_classifier(str(folder), ("0", "1"), max_seq_length=32).takes_token_types() == (name in TAKES_TYPES)
     flags = "--do_train --do_eval --max_steps 3 --save_steps 0 --replacing_rate 0.7 --per_gpu_eval_batch_size 5"
     run_here(*arguments("mrpc", folder, data, output, *flags.split()))
     n_layer = AutoConfig.from_pretrained(folder).num_hidden_layers
@@ -562,7 +562,7 @@ def test_a_predecessor_folder_of_2020_is_compressed(gamma_and_beta, tmp_path):
     folder = save_as_in_2020(tmp_path / "predecessor", gamma_and_beta)
     now = save_family(tmp_path / "now", "bert")
     ids = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]])}
-    old, new = (load_model(str(path), ("0", "1"), max_seq_length=32) for path in (folder, now))
+    old, new = (load_classifier(str(path), ("0", "1"), max_seq_length=32) for path in (folder, now))
     assert torch.equal(old.model.eval()(**ids).logits, new.model.eval()(**ids).logits)
     assert old.tokenizer("Good films.", "bad")["input_ids"] == new.tokenizer("Good films.", "bad")["input_ids"]
     data, output = write_glue(tmp_path / "MRPC", "mrpc", n_train=16, n_dev=8), tmp_path / "successor"

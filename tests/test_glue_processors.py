@@ -1,7 +1,5 @@
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ from transformers import AutoTokenizer
 from glue_processors import (
     TASKS,
     Examples,
+    FeaturesCache,
     GlueDataError,
-    cached_features,
     chance_score,
     compute_loyalty,
     compute_metrics,
@@ -192,18 +190,18 @@ PAIRS = Examples(["good film", "a"], ["the cat is bad", "dog"], np.array([1, 0])
 def test_a_batch_is_padded_to_its_longest_row_and_no_further(tokenizer):
     features = tokenize(PAIRS, tokenizer, 128, token_type_ids=True)
     assert features.lengths.tolist() == [9, 5]
-    batch = features.batch([1, 0], tokenizer.pad_token_id)
+    batch = features.batch([1, 0])
     expected = tokenizer(["a", "good film"], ["dog", "the cat is bad"], padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch[name], expected[name]), name
     assert batch["labels"].tolist() == [0, 1]
-    assert features.batch([1], tokenizer.pad_token_id)["input_ids"].shape == (1, 5)
+    assert features.batch([1])["input_ids"].shape == (1, 5)
 
 
 def test_padding_uses_the_tokenizers_own_id(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(save_roberta(tmp_path))
     features = tokenize(PAIRS, tokenizer, 128, token_type_ids=False)
-    batch = features.batch([0, 1], tokenizer.pad_token_id)
+    batch = features.batch([0, 1])
     expected = tokenizer(PAIRS.first, PAIRS.second, padding=True, return_tensors="pt")
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     assert torch.equal(batch["input_ids"], expected["input_ids"]) and (batch["input_ids"] == 1).any()
@@ -229,7 +227,7 @@ def in_cache(folder: Path) -> list[Path]:
 
 
 def cached(examples, tokenizer, folders, task="mrpc", length=16, types=True, split="dev", overwrite=False):
-    return cached_features(TASKS[task], split, examples, tokenizer, length, types, folders, overwrite)
+    return FeaturesCache(folders, overwrite).features(TASKS[task], split, examples, tokenizer, length, types)
 
 
 def test_cached_features_are_those_of_the_tokenizer(tokenizer, tmp_path):
@@ -381,9 +379,3 @@ def test_chance_is_the_best_constant_prediction():
     assert chance_score(TASKS["cola"], labels) == 0
     assert chance_score(TASKS["mrpc"], labels) == pytest.approx((0.75 + 6 / 7) / 2)
     assert chance_score(TASKS["sts-b"], labels.astype(float)) == 0
-
-
-def test_the_table_of_tasks_loads_without_torch():
-    code = "import sys, glue_processors; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
 
 from bert_of_theseus import compress
-from bert_of_theseus.training import optimizer_groups, train_step
+from bert_of_theseus.training import TrainState, optimizer_groups, train_step
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 DATA = Path(__file__).parent / "data"
@@ -25,8 +25,8 @@ def test_a_run_of_the_2020_release_is_reproduced(schedule, clip):
     names += " num_labels hidden_dropout_prob attention_probs_dropout_prob layer_norm_eps"
     model = BertForSequenceClassification(BertConfig(**{name: settings[name] for name in names.split()}))
     prefix = "predecessor/"
-    state = {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays if key.startswith(prefix)}
-    model.load_state_dict(state)
+    weights = {key.removeprefix(prefix): torch.from_numpy(arrays[key]) for key in arrays if key.startswith(prefix)}
+    model.load_state_dict(weights)
     model.train()
 
     layers = compress(model, settings["successor_layers"])
@@ -39,6 +39,8 @@ def test_a_run_of_the_2020_release_is_reproduced(schedule, clip):
         replacement_scheduler = LinearReplacementScheduler(layers, settings["rate"], settings["k"])
     else:
         replacement_scheduler = ConstantReplacementScheduler(layers, settings["rate"], settings["steps_for_replacing"])
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(model, layers, optimizer, lr_scheduler, replacement_scheduler, scaler, n_steps)
     recorded = iter(arrays["replaced"].tolist())
     layers.draw_replacements = lambda: next(recorded)
 
@@ -53,15 +55,7 @@ def test_a_run_of_the_2020_release_is_reproduced(schedule, clip):
         layers.fix_draw(arrays["replaced"][step].tolist())
         losses.append(model(**batch).loss.item())
         layers.fix_draw(None)
-        loss = train_step(
-            model,
-            layers,
-            [[(batch, 1.0)]],
-            optimizer,
-            [lr_scheduler, replacement_scheduler],
-            max_grad_norm=float("inf") if clip == "off" else 1.0,
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-        )
+        loss = train_step(state, [[(batch, 1.0)]], max_grad_norm=float("inf") if clip == "off" else 1.0)
         if loss is None:
             steps_without_passes += 1
         else:

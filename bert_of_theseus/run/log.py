@@ -3,9 +3,12 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 
@@ -22,10 +25,16 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.file = open(self.path, "a")
         os.truncate(self.path, min(n_bytes, self.path.stat().st_size))
+        (folder / "runs").mkdir(exist_ok=True)
         earlier = set(folder.glob("runs/events.*"))
+        # Not SummaryWriter: its thread would still hold values back when the state is saved, and a kill lose them.
         # The suffix keeps two parts apart that begin in the same second.
-        self.board = SummaryWriter(str(folder / "runs"), purge_step=first_step, filename_suffix=f".{len(earlier)}")
+        self.board = EventsWriter(str(folder / "runs" / "events"), f".{len(earlier)}")
         self.event_files = sorted(set(folder.glob("runs/events.*")) - earlier)  # made by this writer
+        if first_step is not None:
+            start = SessionLog(status=SessionLog.START)  # TensorBoard takes back what is of this step or later
+            self.board.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+            self.board.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         line = json.dumps({"step": step} | values)
@@ -33,7 +42,7 @@ class RunLog:
         sys.stdout.flush()
         print(line, file=self.file, flush=True)
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self.board.flush()
 
     def flush_to_disk(self) -> int:

@@ -18,10 +18,11 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from bert_of_theseus.run import record as records
 from bert_of_theseus.run.command_line import UserError
@@ -83,7 +84,8 @@ class Run:
 
     def __exit__(self, *error) -> None:
         if self._log:
-            self._log.close()
+            with suppress(OSError):  # the disk can be full; each line was flushed when it was written
+                self._log.close()
         self._lock.release()
         self._signals.close()
 
@@ -312,7 +314,7 @@ class Run:
         """End this process, whose state is saved, with the status that tells the signal."""
         wait_for_all()
         if is_main():
-            print(
+            tqdm.write(  # above the progress bar
                 f"run_glue.py: stopped by {self._signals.name()} after step {step}; the same command with --resume "
                 "resumes it",
                 file=sys.stderr,
