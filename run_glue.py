@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -38,10 +37,21 @@ from bert_of_theseus.run.command_line import (
     log_plainly,
     one_line_errors,
 )
-from bert_of_theseus.run.files import readable_size, write_whole
+from bert_of_theseus.run.device import choose_device, device_name
+from bert_of_theseus.run.files import write_whole
+from bert_of_theseus.run.folder import RESULTS, UNFINISHED, as_results, checkpoints
 from bert_of_theseus.run.processes import is_main, on_main
-from bert_of_theseus.run.run import RESULTS, UNFINISHED, Run, as_results, checkpoints
-from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
+from bert_of_theseus.run.run import Run
+from bert_of_theseus.training import (
+    LossError,
+    TrainState,
+    compile_layers,
+    enable_gradient_checkpointing,
+    micro_batch,
+    optimizer_groups,
+    train_batches,
+    train_step,
+)
 from glue_processors import (
     TASKS,
     DevSets,
@@ -196,13 +206,12 @@ def main(args, variant: Callable | None = None) -> None:
         args: of `parse_args`.
         variant: changes what is trained, as `variant(args, state)`; scripts/ablate.py has some.
     """
-    device = choose_device(args)
+    device = choose_device(not args.no_cuda, args.fp16, args.tf32, args.deterministic)
     with Run(Path(args.output_dir), args.save_total_limit) as run:
         if not args.do_train:
             evaluate_alone(args, device, run.folder)
             return
-        check_output_dir(args)
-        run.find(args.resume, args.overwrite_output_dir)
+        run.find(args.resume, args.overwrite_output_dir, source=args.model_name_or_path)
         train_examples, dev_examples = read_data(args)
         steps_an_epoch, n_steps = count_steps(args, len(train_examples.first))
         transformers.set_seed(args.seed)
@@ -238,7 +247,7 @@ def main(args, variant: Callable | None = None) -> None:
             if not args.evaluate_during_training:
                 run.log(n_steps, last.logged())
             if state.layers:
-                run.write("README.md", successor_card(args, state, last))
+                run.write("README.md", card(args, state, last))
         if args.do_eval:
             results = dict(last.metrics)
             if args.eval_all_checkpoints:
@@ -266,7 +275,7 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
             is_saved = is_multiple(state.step, args.save_steps)
             is_logged = is_multiple(state.step, args.logging_steps) or state.step == state.n_steps
             if state.device.type == "cpu" or is_logged or is_saved or state.step % 100 == 0:  # it waits for a GPU
-                check_losses(state)
+                state.check_losses()
             mean_loss = state.take_mean_loss() if is_logged else None
             state.seconds += time.perf_counter() - started
             show_progress(bar, epoch, rates, loss)
@@ -274,14 +283,14 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
             if is_logged:
                 run.log(state.step, rates if mean_loss is None else {"loss": mean_loss} | rates)
             if is_logged and args.evaluate_during_training:
-                check_weights(state)
+                state.check_weights()
                 score = dev_sets.score(classifier)
                 run.log(state.step, score.logged())
                 keep_if_best(args, state, classifier, score, run)
             if is_saved:
                 save_state(args, state, classifier, run, score)
             end_if_stopped(args, state, classifier, run, score)
-    check_weights(state)
+    state.check_weights()
     return score
 
 
@@ -350,14 +359,11 @@ def new_state(args, model: torch.nn.Module, n_steps: int) -> TrainState:
             layers = compress(model, args.scc_n_layer, args.seed)  # the same draws in all processes
         rate_schedule = SCHEDULES[args.scheduler_type](args, layers)
     if args.gradient_checkpointing:
-        with refused("--gradient_checkpointing"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the only name that old and new transformers share
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with refused("--gradient_checkpointing"):
+            enable_gradient_checkpointing(model)
     if args.torch_compile:
         with refused("--torch_compile"):
-            compiled = [*layers.predecessor, *layers.successor] if layers else model.get_submodule(find_layers(model))
-        for layer in compiled:
-            layer.compile(dynamic=True)
+            compile_layers(model)
     optimizer, lr_schedule = new_optimizer(args, model, n_steps)
     device_type = next(model.parameters()).device.type
     scaler = torch.amp.GradScaler(device_type, enabled=args.fp16)
@@ -405,20 +411,6 @@ def autocast_dtype(args) -> torch.dtype | None:
 def is_multiple(step: int, every: int) -> bool:
     """Whether it is time for what happens every so many steps; 0: never."""
     return every > 0 and step % every == 0
-
-
-def check_losses(state: TrainState) -> None:
-    """UserError, in all processes, where a loss since the last log line is not a finite number."""
-    if processes.largest(not state.losses_are_finite()):
-        raise UserError(
-            f"the loss is not a finite number at or shortly before step {state.step}: the learning rate may be too high"
-        )
-
-
-def check_weights(state: TrainState) -> None:
-    """UserError, in all processes, where a trained weight is not a finite number."""
-    if processes.largest(not state.weights_are_finite()):
-        raise UserError(f"after step {state.step} some weights are not finite numbers; they are not saved")
 
 
 def show_progress(bar: tqdm, epoch: int, rates: dict[str, float], loss: torch.Tensor | None) -> None:
@@ -497,31 +489,20 @@ def write_model(folder: Path, args, state: TrainState, classifier: Classifier, s
     model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     if state.layers:
-        (folder / "README.md").write_text(successor_card(args, state, score), encoding="utf-8", errors="replace")
+        (folder / "README.md").write_text(card(args, state, score), encoding="utf-8", errors="replace")
 
 
-def successor_card(args, state: TrainState, score: Score | None) -> str:
+def card(args, state: TrainState, score: Score | None) -> str:
     """The README.md of the successor as it is now."""
-    source = args.model_name_or_path
+    source, task = args.model_name_or_path, TASKS[args.task_name]
     predecessor = Path(source).resolve().name if os.path.isdir(source) else source
-    variant = getattr(args, "variant", None)
-    schedule = state.rate_schedule.describe(state.n_steps)
-    return model_card(
-        name=f"{Path(args.output_dir).resolve().name}, a successor by BERT-of-Theseus",
-        model_class=type(state.model).__name__,
-        task=f"GLUE {TASKS[args.task_name].folder}",
-        predecessor=f"{predecessor} ({len(state.layers.predecessor)} layers)",
-        n_layer=len(state.layers.successor),
-        schedule=f"{schedule}; the variant {variant} of the method" if variant else schedule,
-        step=state.step,
-        metrics=score.metrics if score else {},
-    )
+    name = Path(args.output_dir).resolve().name
+    return model_card(state, name, f"GLUE {task.folder}", predecessor, score.metrics if score else {})
 
 
 def save_state(args, state: TrainState, classifier: Classifier, run: Run, score: Score | None, stopped=False) -> None:
     """Save a checkpoint from which the run can be resumed."""
-    check_weights(state)
-
+    state.check_weights()
     run.save_state(state, lambda folder: write_model(folder, args, state, classifier, score), stopped)
 
 
@@ -579,31 +560,6 @@ def finish(args, state: TrainState, run: Run, scores: dict[str, Score | None], n
 # ------------------------------------------------------------------------- before anything is written
 
 
-def choose_device(args) -> torch.device:
-    """This process's device; where torchrun has started several processes, they meet here."""
-    use_cuda = torch.cuda.is_available() and not args.no_cuda
-    for flag in ("fp16", "tf32"):
-        if getattr(args, flag) and not use_cuda:
-            raise UserError(f"--{flag} needs a GPU; on a CPU, leave it out or try --bf16")
-    if args.tf32:
-        torch.set_float32_matmul_precision("high")
-    if args.deterministic and use_cuda:  # a CPU always is
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-    return processes.join(use_cuda)
-
-
-def check_output_dir(args) -> None:
-    """UserError where the run would overwrite the model that it starts from."""
-    source, output_dir = Path(args.model_name_or_path).resolve(), Path(args.output_dir).resolve()
-    if source.is_dir() and output_dir in (source, *source.parents) and not args.resume:
-        raise UserError(
-            f"--model_name_or_path {args.model_name_or_path} lies in --output_dir {args.output_dir} and would be "
-            "overwritten"
-        )
-
-
 def describe_run(args, classifier: Classifier, train_examples: Examples, dev_examples: dict[str, Examples]) -> dict:
     """What makes the results, for the run's record."""
     task, device = TASKS[args.task_name], next(classifier.model.parameters()).device
@@ -652,7 +608,7 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         say("Rate", state.rate_schedule.describe(n_steps))
         if state.rate_schedule.full_replacement_step(n_steps) is None:
             logger.warning("The successor never trains alone: the replacing rate does not stay at 1 before the end")
-    where = records.device_name(device)
+    where = device_name(device)
     if n_processes() > 1:
         where = f"{n_processes()} processes, {args.per_gpu_train_batch_size} examples each; {where}"
     examples_a_step = batch_rows(args) * args.gradient_accumulation_steps
@@ -664,7 +620,9 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         say("Resume", f"from {folder}" if folder else "from the beginning: nothing is saved")
     if args.do_eval or args.evaluate_during_training:
         say("Dev passes", f"{count_dev_passes(args, state):,}")
-    check_disk(args, state, run)
+    n_saves = state.n_steps // args.save_steps if args.save_steps else 0
+    of_state = 3 * 4 * sum(p.numel() for p in state.trained().values())  # weights, and Adam's two moments
+    say("Disk", run.check_disk(n_saves, args.evaluate_during_training, 4 * exported_parameters(state), of_state))
 
 
 def count_dev_passes(args, state: TrainState) -> int:
@@ -672,22 +630,6 @@ def count_dev_passes(args, state: TrainState) -> int:
     during = -(-state.n_steps // args.logging_steps) if args.logging_steps else 1
     of_checkpoints = state.n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
     return (during if args.evaluate_during_training else 1) + bool(state.layers) + of_checkpoints
-
-
-def check_disk(args, state: TrainState, run: Run) -> None:
-    """Say how many bytes the checkpoints will take; UserError where the disk cannot hold them."""
-    of_weights = 4 * exported_parameters(state)
-    of_state = 3 * 4 * sum(p.numel() for p in state.trained().values())  # the weights again, and Adam's two moments
-    n_saved = state.n_steps // args.save_steps if args.save_steps else 0
-    n_kept = min(n_saved, args.save_total_limit or n_saved)
-    n_checkpoints = n_kept + args.evaluate_during_training + 1
-    # A new checkpoint stands beside the one that it replaces for a moment.
-    n_at_once = n_checkpoints + (n_saved > n_kept or args.evaluate_during_training)
-    needed = n_at_once * of_weights + (min(n_saved, 2) or 1) * of_state
-    free, needed_text = run.check_disk(needed), readable_size(needed)
-    parts = f"{n_checkpoints:,} checkpoint{'s' * (n_checkpoints > 1)} of {readable_size(of_weights)}"
-    beside = f"{readable_size(of_state)} to resume from beside the newest"
-    say("Disk", f"{parts}, {beside}: at most {needed_text}, of {free} free")
 
 
 # ------------------------------------------------------------------------------------------- command
@@ -699,7 +641,7 @@ def run_command(args, variant: Callable | None = None) -> None:
     if not is_main():  # the main process says it for all
         logging.disable(logging.WARNING)
     warn_about(args)
-    with one_line_errors("run_glue.py", ModelError, GlueDataError, torch.OutOfMemoryError, ConnectionError):
+    with one_line_errors("run_glue.py", ModelError, GlueDataError, LossError, torch.OutOfMemoryError, ConnectionError):
         with processes.failing_together(), nullcontext() if args.no_fast_kernels else fast_kernels():
             main(args, variant)
         processes.leave()

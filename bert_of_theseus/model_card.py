@@ -16,7 +16,7 @@ ordinary model of `transformers`; nothing else is needed to load it.
 | task | {task} |
 | predecessor | {predecessor} |
 | layers | {n_layer} |
-| schedule | {schedule} |
+| replacing rate | {schedule} |
 | saved after | {step:,} optimiser steps |
 | dev set | {metrics} |
 
@@ -32,7 +32,23 @@ Progressive Module Replacing", EMNLP 2020, [arXiv:2002.02925](https://arxiv.org/
 """
 
 
-def model_card(*, metrics: dict[str, float], **facts: object) -> str:
-    """Markdown on a successor: `CARD` with these facts; without metrics it says that there was no evaluation."""
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    return CARD.format(metrics=scores or "not evaluated at this step", **facts)
+def model_card(state, name: str, task: str, predecessor: str, metrics: dict[str, float]) -> str:
+    """The card, in Markdown, of the successor in a `TrainState` as it is now.
+
+    Args:
+        state: of a compression.
+        name: of the successor.
+        task, predecessor: in words.
+        metrics: on the dev set; empty where it was not evaluated.
+    """
+    scores = ", ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+    return CARD.format(
+        name=f"{name}, a successor by BERT-of-Theseus",
+        model_class=type(state.model).__name__,
+        task=task,
+        predecessor=f"{predecessor} ({len(state.layers.predecessor)} layers)",
+        n_layer=len(state.layers.successor),
+        schedule=state.rate_schedule.describe(state.n_steps),
+        step=state.step,
+        metrics=scores or "not evaluated at this step",
+    )

@@ -5,6 +5,7 @@ that of the trained parameters; the release counted the gradients of the frozen 
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,7 +14,11 @@ import torch
 
 from bert_of_theseus.cpu_kernels import ROWS
 from bert_of_theseus.data_parallel import add_up, add_up_gradients, n_processes, rank
-from bert_of_theseus.theseus_layers import TheseusLayers
+from bert_of_theseus.theseus_layers import TheseusLayers, find_layers
+
+
+class LossError(ValueError):
+    """A loss, or a trained weight, that is not a finite number; the message names the step."""
 
 
 @dataclass
@@ -65,13 +70,18 @@ class TrainState:
         self.losses.zero_()
         return total / count if count else None
 
-    def losses_are_finite(self) -> bool:
-        """Whether all of this process's losses since the last `take_mean_loss` are numbers."""
-        return bool(self.losses[0].isfinite())
+    def check_losses(self) -> None:
+        """LossError, in all processes, where a loss since the last `take_mean_loss` is not a finite number."""
+        if add_up((~self.losses[:1].isfinite()).float()).item():
+            raise LossError(
+                f"the loss is not a finite number at or shortly before step {self.step}: the learning rate may be too "
+                "high"
+            )
 
-    def weights_are_finite(self) -> bool:
-        """Whether the trained weights are numbers. A finite loss can have gradients that are not."""
-        return bool(torch.stack([p.isfinite().all() for p in self.trained().values()]).all())
+    def check_weights(self) -> None:
+        """LossError where a trained weight is not a finite number. A finite loss can have gradients that are not."""
+        if not torch.stack([p.isfinite().all() for p in self.trained().values()]).all():  # the same in all processes
+            raise LossError(f"after step {self.step} some weights are not finite numbers; they are not saved")
 
     def state_dict(self) -> dict:
         """What resuming needs and is the same in all processes: tensors, numbers and text."""
@@ -171,6 +181,21 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=False)
     state.step += 1
     return total / n_drawn if n_drawn else None
+
+
+def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
+    """Compute activations twice instead of keeping them; ValueError where the model cannot."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the only name that old and new transformers share
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Compile each layer, of predecessor and successor; ValueError where the model has no one list of layers."""
+    layers = next((module for module in model.modules() if isinstance(module, TheseusLayers)), None)
+    compiled = [*layers.predecessor, *layers.successor] if layers else model.get_submodule(find_layers(model))
+    for layer in compiled:
+        layer.compile(dynamic=True)
 
 
 def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

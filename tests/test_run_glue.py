@@ -641,7 +641,7 @@ def test_an_output_folder_that_is_in_use_is_refused(capsys, bert_folder, mrpc, t
     own = save_bert(tmp_path / "own")
     for output in (own, own.parent):
         args = arguments("mrpc", own, mrpc, output, *COMPRESS, "--overwrite_output_dir")
-        assert_refused(capsys, tmp_path, args, "would be overwritten")
+        assert_refused(capsys, tmp_path, args, "would be replaced")
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused(capsys, bert_folder, mrpc, tmp_path):

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_bert
-from transformers import AutoModelForSequenceClassification
+from transformers import AlbertConfig, AlbertForSequenceClassification, AutoModelForSequenceClassification
 
 from bert_of_theseus import compress
 from bert_of_theseus.training import (
+    LossError,
     TrainState,
+    compile_layers,
     micro_batch,
     optimizer_groups,
     padded_length,
@@ -201,7 +203,8 @@ def test_an_overflow_in_float16_skips_the_update_and_counts_as_a_step(bert_folde
     assert state.scaler.get_scale() == 64.0
     assert not moves()  # the scaled gradients are not finite
     assert state.scaler.get_scale() == 32.0 and state.lr_schedule.last_epoch == 2
-    assert moves() and state.weights_are_finite()
+    assert moves()
+    state.check_weights()
     assert moves() and state.step == 4  # on momentum
 
 
@@ -267,10 +270,18 @@ def test_losses_and_trained_weights_that_are_no_numbers_are_found(bert_folder, v
     state = make_state(bert_folder)
     state.layers.draw_replacements = lambda: [True, True]
     train_step(state, [[(BATCH, 1.0)]])
-    assert state.losses_are_finite() and state.weights_are_finite()
     state.model.classifier.bias.data[0] = value  # a frozen weight
-    assert state.weights_are_finite()
+    state.check_losses()
+    state.check_weights()
     train_step(state, [[(BATCH, 1.0)]])
-    assert not state.losses_are_finite()
+    with pytest.raises(LossError, match="the loss is not a finite number at or shortly before step 2"):
+        state.check_losses()
     state.layers.successor[0].attention.self.key.bias.data[3] = value
-    assert not state.weights_are_finite()
+    with pytest.raises(LossError, match="after step 2 some weights are not finite numbers"):
+        state.check_weights()
+
+
+def test_a_model_without_one_list_of_layers_is_not_compiled(bert_folder):
+    config = AlbertConfig(num_hidden_layers=4, vocab_size=40, hidden_size=16, num_attention_heads=2)
+    with pytest.raises(ValueError, match="should hold one list of 4 equal layers"):
+        compile_layers(AlbertForSequenceClassification(config))

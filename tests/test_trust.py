@@ -18,7 +18,7 @@ from test_run_glue import arguments, read_results, run_here
 from transformers import AutoConfig
 
 from bert_of_theseus.classifier import ModelError, load_classifier
-from bert_of_theseus.run.run import STATE
+from bert_of_theseus.run.folder import STATE
 from glue_processors import TASKS, GlueDataError, read_examples
 
 ROOT = Path(__file__).parents[1]

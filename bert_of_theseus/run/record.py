@@ -13,19 +13,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bert_of_theseus.run.device import device_name
+
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 
 
 def now() -> str:
     """The time in UTC, to the second, in ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def device_name(device: torch.device) -> str:
-    """The part of a device that decides the last digits of results."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def describe(arguments: dict, device: torch.device, root: Path) -> dict:

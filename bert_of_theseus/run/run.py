@@ -1,17 +1,6 @@
-"""A run in its folder: the lock, the record, the log, the checkpoints, and the wish to stop.
-
-    unfinished_run.json    the record, from the start to the end
-    run.json               the record with the results; written last
-    log.jsonl, runs/       the log
-    checkpoint-N/          the model after step N
-    checkpoint-N-stopped/  the same, where a signal has stopped the run between two of those
-    checkpoint-best/       the model at the best step
-
-The newest of `checkpoint-N` and `checkpoint-N-stopped` also holds the state, from which the run can be resumed.
-"""
+"""A run in its folder: the lock, the record, the log, the checkpoints, and the wish to stop."""
 
 import errno
-import json
 import logging
 import os
 import re
@@ -36,18 +25,26 @@ from bert_of_theseus.run.files import (
     whole_folder,
     write_whole,
 )
+from bert_of_theseus.run.folder import (
+    BEST,
+    FINISHED,
+    RESULTS,
+    STATE,
+    UNFINISHED,
+    as_json,
+    checkpoints,
+    is_finished,
+    newest_state,
+    read_record,
+    read_results,
+    step_of,
+)
 from bert_of_theseus.run.lock import LOCK, FolderLock
 from bert_of_theseus.run.log import RunLog
 from bert_of_theseus.run.processes import gather, is_main, leave, on_main, wait_for_all
 from bert_of_theseus.run.signals import StopSignals
 
 logger = logging.getLogger(__name__)
-
-STATE = "training_state.pt"
-UNFINISHED = "unfinished_run.json"
-FINISHED = "run.json"
-BEST = "checkpoint-best"
-RESULTS = "eval_results.txt"
 
 
 class Run:
@@ -91,11 +88,12 @@ class Run:
 
     # ----------------------------------------------------------------------------- before anything is written
 
-    def find(self, resume: bool, overwrite: bool) -> None:
+    def find(self, resume: bool, overwrite: bool, source: str) -> None:
         """Look for the run to resume.
 
         Raises:
-            UserError: the folder holds other files, or a run that is neither to be resumed nor to be replaced.
+            UserError: the folder holds other files, a run that is neither to be resumed nor to be replaced, or
+                `source`, the model to start from.
         """
         record = on_main(read_record, self.folder)
         if record and resume:
@@ -115,6 +113,12 @@ class Run:
             raise UserError(
                 f"--output_dir {self.folder} {what}; name another, or give --overwrite_output_dir, which replaces the "
                 "run there and leaves other files as they are"
+            )
+
+        path = Path(source).resolve()
+        if not self.earlier and path.is_dir() and self.folder.resolve() in (path, *path.parents):
+            raise UserError(
+                f"--model_name_or_path {source} lies in --output_dir {self.folder} and would be overwritten"
             )
 
     def _is_in_use(self) -> bool:
@@ -150,17 +154,25 @@ class Run:
         """The checkpoint from which the run can be resumed; None: from its beginning."""
         return on_main(newest_state, self.folder) if self.earlier else None
 
-    def check_disk(self, n_bytes: int) -> str:
-        """The space that is free for the run, in words; UserError where its files, of `n_bytes`, do not fit in."""
+    def check_disk(self, n_saves: int, saves_best: bool, of_weights: int, of_state: int) -> str:
+        """Say what the run's checkpoints will take; UserError where the disk cannot hold them.
+
+        Args:
+            n_saves: how often a checkpoint is saved.
+            saves_best: whether there is a `checkpoint-best`.
+            of_weights, of_state: bytes of a model and of a state.
+        """
+        n_kept = min(n_saves, self.save_total_limit or n_saves)
+        n_models = n_kept + saves_best + 1
+        # A new checkpoint stands beside the one that it replaces for a moment.
+        n_bytes = (n_models + (n_saves > n_kept or saves_best)) * of_weights + min(max(n_saves, 1), 2) * of_state
         n_free = on_main(self._free_bytes)
-        free = readable_size(n_free)
+        needed, free = readable_size(n_bytes), readable_size(n_free)
         if n_bytes > n_free:
-            needed = readable_size(n_bytes)
-            raise UserError(
-                f"{self.folder}: {needed} of checkpoints do not fit in {free}; raise --save_steps, or set "
-                "--save_total_limit"
-            )
-        return free
+            advice = "raise --save_steps, or set --save_total_limit"
+            raise UserError(f"{self.folder}: {needed} of checkpoints do not fit in {free}; {advice}")
+        models = f"{n_models:,} checkpoint{'s' * (n_models > 1)} of {readable_size(of_weights)}"
+        return f"{models}, the newest with {readable_size(of_state)} of state: at most {needed}, of {free} free"
 
     def _free_bytes(self) -> int:
         """What is free, and what the files take that this run replaces."""
@@ -356,64 +368,3 @@ class Run:
             left = f"from {state}" if state else "from the beginning, since nothing is saved yet"
             reason = f"{os.strerror(number)}; {free} are free"
             raise UserError(f"{path} cannot be written ({reason}): {advice}resume with --resume {left}") from error
-
-
-# ------------------------------------------------------------------------------------- reading a run's folder
-
-
-def read_record(folder: Path) -> dict | None:
-    """The record of the run in a folder, finished or not; None where there is no run.
-
-    Raises:
-        UserError: the record is no JSON, or none of a run.
-    """
-    for name in (FINISHED, UNFINISHED):
-        path = folder / name
-        if path.is_file():
-            try:
-                record = json.loads(path.read_text())
-                record["arguments"]["seed"]
-                return record
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path} is not the record of a run of run_glue.py; name another --output_dir, or remove the file"
-                ) from error
-    return None
-
-
-def is_finished(record: dict) -> bool:
-    return "end" in record
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The `checkpoint-N` folders, by `N`."""
-    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The `N` of a `checkpoint-N` or `checkpoint-N-stopped`."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def newest_state(folder: Path) -> Path | None:
-    """The checkpoint from which the run in a folder can be resumed; None where there is none."""
-    found = [
-        path.parent for path in folder.glob(f"checkpoint-*/{STATE}") if re.match(r"checkpoint-\d", path.parent.name)
-    ]
-    return max(found, key=step_of, default=None)
-
-
-def as_results(results: dict[str, float]) -> str:
-    """The text of an `eval_results.txt`: `key = value` a line, sorted."""
-    return "".join(f"{key} = {value}\n" for key, value in sorted(results.items()))
-
-
-def read_results(folder: Path) -> dict[str, float]:
-    """What `eval_results.txt` in the folder says; nothing where there is none."""
-    path = folder / RESULTS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {key: float(value) for key, value in (line.split(" = ") for line in lines)}
-
-
-def as_json(value: object) -> str:
-    return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,36 @@
+"""The device of a run, and the settings of torch that go with it."""
+
+import os
+import platform
+
+import torch
+
+from bert_of_theseus.run import processes
+from bert_of_theseus.run.command_line import UserError
+
+
+def choose_device(use_cuda: bool, fp16: bool, tf32: bool, deterministic: bool) -> torch.device:
+    """This process's device; where torchrun has started several processes, they meet here.
+
+    Raises:
+        UserError: a precision needs a GPU and there is none, or there are fewer GPUs than processes.
+    """
+    use_cuda = use_cuda and torch.cuda.is_available()
+    for flag, wanted in (("fp16", fp16), ("tf32", tf32)):
+        if wanted and not use_cuda:
+            raise UserError(f"--{flag} needs a GPU; on a CPU, leave it out or try --bf16")
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+    if deterministic and use_cuda:  # a CPU always is
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return processes.join(use_cuda)
+
+
+def device_name(device: torch.device) -> str:
+    """The part of a device that decides the last digits of results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    n_threads = torch.get_num_threads()
+    return f"{platform.machine()}, {n_threads} thread{'s' * (n_threads > 1)}"
