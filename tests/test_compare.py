@@ -1,54 +1,81 @@
-"""The table that holds a successor against its predecessor."""
+"""The table that compares successors with their predecessor."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import compare
+import numpy as np
 import pytest
 from conftest import save_bert, save_roberta, write_glue
+from test_run_glue import logits_again
 
-ROOT = Path(__file__).parents[1]
-
-
-def run_as_command(*args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/compare.py", *map(str, args)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+from bert_of_theseus.classifier import load_classifier
+from glue_processors import TASKS, Features, compute_loyalty, compute_metrics, read_examples
 
 
-def test_a_row_a_model_with_its_score_size_and_speed(tmp_path):
+def rows_of_table(capsys, task: str, data, *models) -> list[dict[str, str]]:
+    """For each model the cells of its row by their column."""
+    flags = ["--task_name", task, "--data_dir", data, "--max_seq_length", 32, "--rounds", 1, "--no_cuda"]
+    compare.main(compare.parse_args([str(a) for a in [*models, *flags]]))
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{TASKS[task].folder} on cpu ") and [row.split()[0] for row in rows] == [*map(str, models)]
+    columns = head.replace("MB on disk", "MB").replace("ms for one", "ms").split()[3:]
+    return [dict(zip(columns, row.replace(" %", "").split()[1:], strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["mrpc", "mnli", "sts-b"])
+def test_scores_and_loyalty_are_those_of_the_models_own_outputs(name, capsys, tmp_path):
+    task, data = TASKS[name], write_glue(tmp_path / "data", name)
+    big = save_bert(tmp_path / "big", num_labels=task.num_labels)
+    small = save_roberta(tmp_path / "small", num_labels=task.num_labels, n_layer=1)
+    rows = rows_of_table(capsys, name, data, big, small)
+    outputs = [logits_again(model, data, name) for model in (big, small)]
+    labels = read_examples(task, data, "dev").labels
+    scores = [compute_metrics(task, some.argmax(1) if task.labels else some[:, 0], labels) for some in outputs]
+    main = [score[task.main_metric] for score in scores]
+    scores[1] |= compute_loyalty(task, outputs[1], outputs[0])
+    prefix = "mnli/" if name == "mnli" else ""  # which has a second dev set
+    for row, score in zip(rows, scores, strict=True):
+        assert [float(row[prefix + key]) for key in score] == pytest.approx([*score.values()], abs=1e-4)
+    assert [row["kept"] for row in rows] == (["100.0", f"{100 * main[1] / main[0]:.1f}"] if main[0] > 0 else ["-", "-"])
+    loyalty = [key for key in rows[0] if rows[0][key] == "-" and key != "kept"]  # the predecessor has none
+    assert loyalty and all(rows[1][key] != "-" for key in loyalty)
+
+
+def test_sizes_are_those_of_the_models_and_of_their_files(capsys, bert_folder, tmp_path):
+    data, small = write_glue(tmp_path / "MRPC", "mrpc"), save_bert(tmp_path / "small", n_layer=1)
+    for folder, row in zip((bert_folder, small), rows_of_table(capsys, "mrpc", data, bert_folder, small), strict=True):
+        model = load_classifier(str(folder), ("0", "1"), max_seq_length=32).model
+        assert row["layers"] == str(len(model.bert.encoder.layer))
+        assert row["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
+        assert row["MB"] == f"{(folder / 'model.safetensors').stat().st_size / 1e6:.1f}"
+        assert float(row["sentences/s"]) > 0 and float(row["ms"]) > 0
+
+
+def test_speed_is_the_median_of_the_rounds_after_the_first(monkeypatch):
+    seconds = iter([60, 60, 4, 0.1, 2, 0.3, 3, 0.2])  # of a batch and of the single rows, round by round
+    now = 0.0
+
+    class Classifier:
+        def predict(self, features, batch_size):
+            nonlocal now
+            now += next(seconds) * len(features)
+
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: now)
+    features = Features(np.zeros(8, dtype=np.int32), np.full(4, 2))
+    ((in_batches, alone),) = compare.measure_speed([(Classifier(), features)], batch_size=4, rounds=3)
+    assert in_batches == pytest.approx(3) and alone == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "status", "reason"),
+    [
+        ("mrpc", "nowhere/at/all", 1, "nowhere/at/all: no such folder"),
+        ("squad", "", 2, "--task_name squad: there is no such task"),
+        ("ax", "", 1, "ax has no dev file"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(capsys, bert_folder, tmp_path, task, model, status, reason):
     data = write_glue(tmp_path / "MRPC", "mrpc")
-    big, small = save_bert(tmp_path / "big", n_layer=4), save_roberta(tmp_path / "small", n_layer=1)
-    fixed = ["--task_name", "MRPC", "--data_dir", data, "--max_seq_length", 32, "--rounds", 1]
-    run = run_as_command(big, small, *fixed)
-    assert run.returncode == 0, run.stderr
-    head, first, second = run.stdout.splitlines()
-    columns = [
-        "acc",
-        "f1",
-        "acc_and_f1",
-        "kept",
-        "label_loyalty",
-        "probability_loyalty",
-        "layers",
-        "parameters",
-        "MB on disk",
-        "sentences/s",
-        "ms for one",
-    ]
-    assert head.split("  ")[0].startswith("MRPC on c") and [h for h in columns if h not in head] == []
-    assert first.startswith(str(big)) and second.startswith(str(small))
-    for row, folder, n_layer in ((first, big, "4"), (second, small, "1")):
-        acc, f1, both, kept, _, label, probability, layers, _, megabytes, rate, latency = row.split()[1:]
-        assert 0 <= float(acc) <= 1 and float(both) == pytest.approx((float(acc) + float(f1)) / 2, abs=1e-4)
-        assert layers == n_layer and float(rate) > 0 and float(latency) > 0
-        size = (folder / "model.safetensors").stat().st_size / 1e6
-        assert float(megabytes) == pytest.approx(size, abs=0.05)
-        assert kept == "100.0" or folder != big
-        assert (label, probability) == ("-", "-") if folder == big else 0 <= float(label) <= 1
-    # What cannot be read is said in one line.
-    run = run_as_command(big, tmp_path / "nowhere", *fixed)
-    assert run.returncode == 1 and "no such folder" in run.stderr and len(run.stderr.splitlines()) == 1
-    run = run_as_command(big, small, "--task_name", "ax", "--data_dir", data)
-    assert run.returncode == 2 and "no such task to evaluate on" in run.stderr
+    with pytest.raises(SystemExit) as exit_:
+        rows_of_table(capsys, task, data, bert_folder, model or bert_folder)
+    said = exit_.value.code if status == 1 else capsys.readouterr().err
+    assert reason in said and len(said.splitlines()) == 1
+    assert status == 1 or exit_.value.code == 2

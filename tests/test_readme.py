@@ -1,27 +1,38 @@
+"""README.md and docs: the commands, the examples and the table of flags are true, and what they name is there."""
+
+import json
 import re
 import shlex
 from pathlib import Path
 
+import ablate
 import benchmark
+import compare
+import convert_to_hf_ckpt
 import download_glue
 import predict_glue
+import pytest
+import reproduce
 import summarize
 import torch
-from conftest import save_bert
+from conftest import save_bert, write_glue
+from test_run_glue import arguments, run_here
 from transformers import AutoModelForTokenClassification, BertConfig, BertForTokenClassification
 
 import run_glue
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted(ROOT.glob("docs/*.md"))]
+SCRIPTS = run_glue, ablate, benchmark, compare, convert_to_hf_ckpt, download_glue, predict_glue, reproduce, summarize
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_loop_for_ones_own_model_compresses_a_token_classifier(tmp_path):
-    (code,) = [block for block in blocks("python") if "compress(" in block]
+    (code,) = [block for block in blocks(README, "python") if "compress(" in block]
     predecessor, successor = tmp_path / "predecessor", tmp_path / "successor"
     save_bert(predecessor)
     config = BertConfig.from_pretrained(predecessor, num_labels=5)
@@ -35,38 +46,69 @@ def test_the_loop_for_ones_own_model_compresses_a_token_classifier(tmp_path):
     assert AutoModelForTokenClassification.from_pretrained(successor).config.num_hidden_layers == 2
 
 
+def test_the_example_of_a_new_schedule_compresses_with_it(bert_folder, tmp_path, monkeypatch, caplog):
+    (code,) = [block for block in blocks(README, "python") if "SCHEDULES" in block]
+    monkeypatch.setattr(run_glue, "SCHEDULES", dict(run_glue.SCHEDULES))  # without the example in the end
+    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    caplog.set_level("INFO")
+    data, output = write_glue(tmp_path / "MRPC", "mrpc"), tmp_path / "successor"
+    flags = "--do_train --do_eval --max_steps 12 --logging_steps 1 --save_steps 0 "
+    flags += "--replacing_rate 0.4 --scheduler_type cosine --steps_for_replacing 8"
+    run_here(*arguments("mrpc", bert_folder, data, output, *flags.split()))
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    rates = [line["replacing_rate"] for line in lines if "replacing_rate" in line]
+    assert rates[0] == pytest.approx(0.4) and rates[4] == pytest.approx(0.7) and rates[8:] == [1] * 4
+    assert rates == sorted(rates) and rates[1] - rates[0] < (rates[4] - rates[3]) / 2  # it starts slowly
+    assert "from 0.4 to 1 at step 9" in caplog.text
+    assert json.loads((output / "config.json").read_text())["num_hidden_layers"] == 2
+
+
 def test_the_table_of_flags_is_that_of_the_command():
-    table = README.split("## All flags")[1].split("\n## ")[0]
-    documented = {
+    table = (ROOT / "docs" / "flags.md").read_text()
+    documented = [
         flag
         for row in re.findall(r"^\| (`--.*?) \|", table, flags=re.MULTILINE)
         for flag in re.findall("--[a-z0-9_]+", row)
-    }
+    ]
     needed = ["--task_name", "mrpc", "--data_dir", "d", "--model_name_or_path", "m", "--output_dir", "o", "--do_eval"]
     args = run_glue.parse_args(needed)
-    assert documented == {f"--{name}" for name in vars(args)}
+    assert sorted(documented) == sorted(f"--{name}" for name in vars(args))
     for flag, default in re.findall(r"^\| `--(\w+)` \| `?([\w.-]+)`? \|", table, flags=re.MULTILINE):
         value = getattr(args, flag)
         if default == "off":
             assert value is (flag == "do_eval"), flag
-        elif default not in ("required", "none", "half"):
+        elif default in ("none", "half") and flag != "scheduler_type":
+            assert value is None, flag
+        elif default != "required":
             assert type(value)(default) == value, flag
 
 
-def test_the_commands_of_the_readme_are_accepted_as_they_stand():
-    parsers = {
-        script.__name__: script.parse_args for script in (run_glue, download_glue, predict_glue, summarize, benchmark)
-    }
+def test_the_commands_are_accepted_as_they_stand():
+    parsers = {script.__name__: script.parse_args for script in SCRIPTS}
     parsed = []
-    for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
-        words = shlex.split(line.replace("$TASK_NAME", "MRPC").replace("$TASK", "MRPC"), comments=True)
-        at = next((i for i, word in enumerate(words) if Path(word).stem in parsers and word.endswith(".py")), None)
-        if at is not None:
-            parsers[Path(words[at]).stem](words[at + 1 :])
-            parsed.append(Path(words[at]).stem)
-    assert parsed.count("run_glue") == 6 and set(parsed) == set(parsers)
+    for document in DOCUMENTS:
+        for line in "\n".join(blocks(document, "bash")).replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace("$TASK_NAME", "MRPC").replace("$TASK", "MRPC"), comments=True)
+            at = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+            if at is not None:
+                parsers[Path(words[at]).stem](words[at + 1 :])
+                parsed.append((document.name, Path(words[at]).stem))
+    found = {name for document, name in parsed if document == "README.md"}
+    assert parsed.count(("README.md", "run_glue")) == 4
+    assert found == {"run_glue", "download_glue", "predict_glue", "summarize", "compare", "benchmark"}
 
 
-def test_every_file_that_the_readme_names_is_there():
-    for name in re.findall(r"(?:scripts|tests|docs|bert_of_theseus)/[\w./-]+\.(?:py|sh|md)", README):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_file_that_is_named_is_there(document):
+    text = document.read_text()
+    names = re.findall(r"(?:scripts|tests|docs|bert_of_theseus)/[\w./-]+\.(?:py|sh|md|svg)", text)
+    links = [target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    assert all((ROOT / name).exists() for name in names), names
+    assert all((document.parent / link).exists() for link in links), links
+
+
+def test_every_link_to_a_section_has_one():
+    for document in DOCUMENTS:
+        headings = re.findall(r"^#+ (.*)", document.read_text(), flags=re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert set(re.findall(r"\]\(#([^)]+)\)", document.read_text())) <= anchors, document.name

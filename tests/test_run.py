@@ -379,7 +379,7 @@ def started(folder: Path, resume: bool = False, overwrite: bool = False, limit: 
     run.find(resume, overwrite, "a/model")
     record = copy.deepcopy(RECORD)
     run.check(record)
-    run.begin(record)
+    run.saved = run.begin(record)
     return run
 
 
@@ -418,7 +418,7 @@ def test_a_run_is_resumed_from_its_newest_state_and_logs_after_it_are_taken_back
     left_alone(run)
     (tmp_path / ".checkpoint-10.0123456789abcdef.tmp").mkdir()
     run = started(tmp_path, resume=True, limit=1)
-    assert run.load_state()["state"] == {"step": 7}
+    assert run.saved["state"] == {"step": 7}
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
         {"step": 5, "loss": 0.5}
     ]
@@ -437,7 +437,7 @@ def test_without_a_state_a_run_is_resumed_from_its_beginning(tmp_path):
     left_alone(run)
     (tmp_path / "notes.txt").write_text("mine")
     run = started(tmp_path, resume=True)
-    assert run.load_state() is None and run.best_results() == {}
+    assert run.saved is None and run.best_results() == {}
     assert [n for n in names(tmp_path) if "events" not in n] == [LOCK, "log.jsonl", "notes.txt", UNFINISHED]
     assert (tmp_path / "log.jsonl").read_text() == ""
     left_alone(run)

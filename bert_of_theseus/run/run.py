@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from bert_of_theseus.run import record as records
-from bert_of_theseus.run.command_line import UserError
+from bert_of_theseus.run.command_line import MENDABLE, UserError
 from bert_of_theseus.run.files import (
     REPLACED,
     TEMPORARY,
@@ -117,9 +117,7 @@ class Run:
 
         path = Path(source).resolve()
         if not self.earlier and path.is_dir() and self.folder.resolve() in (path, *path.parents):
-            raise UserError(
-                f"--model_name_or_path {source} lies in --output_dir {self.folder} and would be overwritten"
-            )
+            raise UserError(f"--model_name_or_path {source} lies in --output_dir {self.folder}, and would be replaced")
 
     def _is_in_use(self) -> bool:
         """Whether the folder holds more than a lock, cached features, and what killed processes left."""
@@ -183,20 +181,25 @@ class Run:
 
     # ----------------------------------------------------------------------------------- from begin to finish
 
-    def begin(self, record: dict) -> None:
-        """Make the folder ready: for a new run, or for what is left of the earlier one.
+    def begin(self, record: dict) -> dict | None:
+        """Make the folder ready: for a new run, or for the rest of the earlier one.
 
         From here on a signal waits for `stop_requested`.
 
         Args:
             record: of this command, as JSON has it.
-        """
-        on_main(self._begin, record)
-        self._signals.can_wait = True
 
-    def _begin(self, record: dict) -> None:
+        Returns:
+            The newest `state` and, by rank, the own ones of the `processes`; None where the run starts at step 0.
+        """
+        newest = self.state_folder()
+        saved = torch.load(newest / STATE, map_location="cpu", weights_only=True) if newest else None
+        on_main(self._begin, record, newest, saved["log_bytes"] if saved else 0)
+        self._signals.can_wait = True
+        return saved
+
+    def _begin(self, record: dict, newest: Path | None, log_bytes: int) -> None:
         tidy_up(self.folder)
-        newest = newest_state(self.folder) if self.earlier else None
         if newest is None:
             self._clear()
         self._record = (self.earlier or record) | ({} if newest else {"files": [], "resumed": []})
@@ -208,8 +211,7 @@ class Run:
             self._write_record()
             if newest:
                 self._forget_older(newest)
-            n_bytes = self.load_state()["log_bytes"] if newest else 0
-            self._log = RunLog(self.folder, n_bytes, step + 1 if newest else None)
+            self._log = RunLog(self.folder, log_bytes, step + 1 if newest else None)
             # A later evaluation without training may write the results.
             event_files = (f"runs/{path.name}" for path in self._log.event_files)
             self._claim("log.jsonl", RESULTS, *event_files)
@@ -238,11 +240,6 @@ class Run:
 
     def _write_record(self) -> None:
         write_whole(self.folder / UNFINISHED, as_json(self._record))
-
-    def load_state(self) -> dict | None:
-        """What `save_state` wrote last; None where the run begins."""
-        folder = newest_state(self.folder) if self.earlier else None
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True) if folder else None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Report values of a step, by name: on standard output, in `log.jsonl`, for TensorBoard."""
@@ -360,11 +357,13 @@ class Run:
             # The libraries written in Rust report an error of the system as text, with its number.
             in_text = re.search(r"\(os error (\d+)\)", str(error))
             number = error.errno if isinstance(error, OSError) else int(in_text[1]) if in_text else None
-            if number is None:
+            if number not in MENDABLE:
                 raise
             free = readable_size(shutil.disk_usage(self.folder).free)
-            advice = {errno.EFBIG: "raise the limit of file sizes (ulimit -f), then "}.get(number, "make room, then ")
+            advice = {errno.ENOSPC: "make room, then ", errno.EFBIG: "raise the limit of file sizes (ulimit -f), then "}
             state = newest_state(self.folder)
             left = f"from {state}" if state else "from the beginning, since nothing is saved yet"
             reason = f"{os.strerror(number)}; {free} are free"
-            raise UserError(f"{path} cannot be written ({reason}): {advice}resume with --resume {left}") from error
+            raise UserError(
+                f"{path} cannot be written ({reason}): {advice.get(number, '')}resume with --resume {left}"
+            ) from error
