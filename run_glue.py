@@ -39,7 +39,7 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.device import choose_device, device_name
 from bert_of_theseus.run.files import write_whole
-from bert_of_theseus.run.folder import RESULTS, UNFINISHED, as_results, checkpoints
+from bert_of_theseus.run.folder import RESULTS, as_results, checkpoints, read_record
 from bert_of_theseus.run.processes import is_main, on_main
 from bert_of_theseus.run.run import Run
 from bert_of_theseus.training import (
@@ -183,9 +183,9 @@ def warn_about(args) -> None:
         logger.warning("--fp16_opt_level is ignored: --fp16 is torch's own mixed precision")
     if args.replacing_rate is None or not args.do_train:
         return
-    if args.scheduler_type != "none" and args.steps_for_replacing:
+    if args.scheduler_type == "linear" and args.steps_for_replacing:
         logger.warning("--steps_for_replacing is ignored: it is for a constant rate")
-    if args.scheduler_type != "linear" and args.scheduler_linear_k:
+    if args.scheduler_type == "none" and args.scheduler_linear_k:
         logger.warning("--scheduler_linear_k is ignored: it is for --scheduler_type linear")
     if args.scheduler_type == "linear" and args.scheduler_linear_k == 0:
         logger.warning("--scheduler_linear_k is 0: the replacing rate stays at %g", args.replacing_rate)
@@ -251,7 +251,7 @@ def main(args, variant: Callable | None = None) -> None:
             results = dict(last.metrics)
             if args.eval_all_checkpoints:
                 stop_between = partial(end_if_stopped, args, state, classifier, run, last)
-                results |= checkpoint_results(args, dev_sets, device, stop_between)
+                results |= checkpoint_results(args, dev_sets, device, run.checkpoints(), stop_between)
             run.write(RESULTS, as_results(results))
         finish(args, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
 
@@ -443,10 +443,10 @@ def score_predecessor(classifier: Classifier, dev_sets: DevSets) -> Score:
 def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     """--do_eval without training: evaluate the model in output_dir or, if it has none, model_name_or_path."""
     has_model = on_main((folder / "config.json").is_file)
-    if not has_model and on_main((folder / UNFINISHED).exists):
+    if not has_model and on_main(read_record, folder):
         raise UserError(
-            f"--output_dir {folder} holds a run that is not finished and has no result yet; to evaluate a checkpoint "
-            "of it, give that folder as --output_dir"
+            f"--output_dir {folder} holds a run without a model: it is not finished, or the model was removed; to "
+            "evaluate one of its checkpoints, give that folder as --output_dir"
         )
     task = TASKS[args.task_name]
     dev_examples = read_dev_sets(task, args.data_dir)
@@ -458,18 +458,20 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     logger.info("Evaluating %s", folder if has_model else args.model_name_or_path)
     dev_sets = tokenize_dev_sets(args, classifier, dev_examples)
     score = dev_sets.score(classifier)
-    results = score.metrics | (checkpoint_results(args, dev_sets, device) if args.eval_all_checkpoints else {})
+    results = dict(score.metrics)
+    if args.eval_all_checkpoints:
+        results |= checkpoint_results(args, dev_sets, device, on_main(checkpoints, folder))
     if is_main():
         write_whole(folder / RESULTS, as_results(results))
         print(json.dumps(score.logged()))
 
 
 def checkpoint_results(
-    args, dev_sets: DevSets, device: torch.device, before_each: Callable = lambda: None
+    args, dev_sets: DevSets, device: torch.device, folders: list[Path], before_each: Callable = lambda: None
 ) -> dict[str, float]:
-    """The metrics of every checkpoint-N in output_dir, their names ending in `_N`."""
-    task, results = TASKS[args.task_name], {}
-    for folder in on_main(checkpoints, Path(args.output_dir)):
+    """The metrics of each checkpoint-N, their names ending in `_N`."""
+    task, results = dev_sets.task, {}
+    for folder in folders:
         before_each()
         classifier = load_classifier(str(folder), task.labels, max_seq_length=args.max_seq_length)
         classifier.model.to(device)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def _told_as_model_error(what: str) -> Iterator[None]:
     """ModelError, of `what` and the first line of why, where files are missing or damaged."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]  # libraries explain at length
         raise ModelError(f"{what}: {lines[0][:200]}") from error
 

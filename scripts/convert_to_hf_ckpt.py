@@ -59,7 +59,7 @@ def read_config(path: Path, n_layer: int) -> BertConfig:
     old = json.loads(path.read_text())
     config = BertConfig(**{name: value for name, value in old.items() if name in BertConfig().to_dict()})
     config.num_hidden_layers = n_layer
-    config.num_labels = old.get("num_labels", config.num_labels)  # `id2label` was left at two
+    config.num_labels = old.get("num_labels", config.num_labels)  # the release left `id2label` at two
     task = TASKS.get(old.get("finetuning_task"))
     if task and task.labels and len(task.labels) == config.num_labels:
         config.id2label = dict(enumerate(task.labels))

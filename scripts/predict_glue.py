@@ -149,8 +149,8 @@ def find_runs(runs_dir: Path, checkpoint: str) -> dict[str, Path]:
     return runs
 
 
-def predict_all(args: argparse.Namespace) -> list[str]:
-    """Write all eleven files and `submission.zip` to output_dir. Returns why the leaderboard would refuse it, if so."""
+def predict_all(args: argparse.Namespace) -> None:
+    """Predict all tasks, into their files and `submission.zip` in output_dir."""
     runs = find_runs(args.runs_dir, args.checkpoint)
     missing = [task.name for task in TASKS.values() if not task.predicted_by and task.name not in runs]
     if missing and not args.fill_missing:
@@ -176,7 +176,7 @@ def predict_all(args: argparse.Namespace) -> list[str]:
         for name, task in SUBMITTED.items():
             write_predictions(args.output_dir / name, predictions[task])
             archive.write(args.output_dir / name, name)
-    return check_submission(path)
+    report(path)
 
 
 def check_submission(path: Path) -> list[str]:
@@ -231,8 +231,9 @@ def check_row(task: Task, index: int, line: str) -> str:
     return "" if in_range else f"{prediction[:40]!r}, expected a number from 0 to 5"
 
 
-def report(path: Path, problems: list[str]) -> None:
+def report(path: Path) -> None:
     """Print what is wrong with a submission; UserError where the leaderboard would refuse it."""
+    problems = check_submission(path)
     for problem in problems:
         print(problem)
     if problems:
@@ -244,9 +245,9 @@ def main(args: argparse.Namespace) -> None:
     log_plainly()
     with one_line_errors("predict_glue.py", ModelError, GlueDataError), fast_kernels():
         if args.check:
-            report(args.check, check_submission(args.check))
+            report(args.check)
         elif args.runs_dir:
-            report(args.output_dir / "submission.zip", predict_all(args))
+            predict_all(args)
         else:
             predict_one(args)
 

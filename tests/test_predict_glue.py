@@ -168,17 +168,18 @@ def test_a_folder_of_runs_becomes_a_submission(capsys, glue, runs, tmp_path):
     assert len(set(last)) == 2 and all(a != b for a, b in zip(best, last, strict=True))
 
 
-def test_an_incomplete_set_of_runs_is_refused_before_anything_is_predicted(capsys, glue, runs, tmp_path):
+def test_an_incomplete_set_of_runs_is_refused_before_anything_is_predicted(capsys, caplog, glue, runs, tmp_path):
+    caplog.set_level("INFO")
     fixed = ["--runs_dir", runs, "--output_dir", tmp_path / "out", "--data_dir", glue]
     reason = refusal(capsys, *fixed)
     assert "holds no run of sst-2, mrpc, sts-b, qqp, qnli, rte:" in reason and "--fill_missing" in reason
     save_run(runs / "mnli-b", "mnli")
     assert f"two runs of mnli: {runs}/mnli-a and {runs}/mnli-b" in refusal(capsys, *fixed, "--fill_missing")
     shutil.rmtree(runs / "mnli-b")
-    save_bert(runs / "MRPC", num_labels=3, n_layer=1)  # no run.json: its name tells its task
+    save_bert(runs / "sst2", num_labels=3, n_layer=1)  # without run.json its name tells its task
     assert "its task head has 3 outputs, the task needs 2" in refusal(capsys, *fixed, "--fill_missing")
     assert "no such file" in refusal(capsys, *fixed[:-1], tmp_path, "--fill_missing")
-    assert not (tmp_path / "out").exists()
+    assert " rows by " not in caplog.text and not (tmp_path / "out").exists()
 
 
 ONE_TASK = ["--model_name_or_path", "./m", "--task_name", "rte", "--data_dir", "d", "--output_dir", "o"]

@@ -31,7 +31,7 @@ def command(args, *more: str) -> list[str]:
 
 
 def call(args, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(args, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command(args, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
 
 
 def parsed(grid: reproduce.Grid, cell: Cell):

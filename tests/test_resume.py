@@ -321,7 +321,7 @@ def test_there_must_be_a_run_to_resume(bert_folder, mrpc, tmp_path):
     args = command(bert_folder, mrpc, output, "--resume")
     assert "is not empty, and holds no run to resume" in refused(output, args)
     (output / "run.json").write_text("{}")
-    assert "run.json is not the record of a run of run_glue.py; name another" in refused(output, args)
+    assert "run.json is not the record of a run of run_glue.py; remove it" in refused(output, args)
     (output / "run.json").unlink()
     run_here(*args, "--overwrite_output_dir", "--max_steps", 1)
     assert (output / "notes.txt").read_text() == "mine" and (output / "run.json").is_file()
@@ -335,7 +335,7 @@ def test_a_run_that_is_stopped_is_not_overwritten_unless_asked_to(stopped):
 def test_a_run_that_is_not_finished_has_nothing_to_evaluate(stopped):
     output, args = stopped
     message = refused(output, [a for a in args if a not in ("--do_train", "--evaluate_during_training")])
-    assert "holds a run that is not finished and has no result yet" in message
+    assert "holds a run without a model: it is not finished, or" in message
 
 
 # ------------------------------------------------------------------------------------ what is kept

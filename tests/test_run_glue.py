@@ -34,7 +34,7 @@ def arguments(task: str, model: Path, data: Path, output: Path, *more: object) -
 
 
 def run_as_command(*args: object, **kwargs) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "run_glue.py", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, **kwargs)
 

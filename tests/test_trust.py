@@ -57,15 +57,12 @@ def model(tmp_path) -> Path:
     return save_bert(tmp_path / "model", n_layer=2)
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("pytorch_model.bin", "Weights only load failed"), ("model.safetensors", "no model could be loaded")],
-)
-def test_code_among_a_model_s_weights_is_not_run(name, told, marker, model):
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_code_among_a_model_s_weights_is_not_run(name, marker, model):
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     write_trap(model / name, marker, weights)
-    with pytest.raises(Exception, match=told):
+    with pytest.raises(ModelError, match="no model could be loaded"):
         load_classifier(str(model), ("0", "1"), max_seq_length=32)
     assert not marker.exists()
 

@@ -39,7 +39,7 @@ def read_record(folder: Path) -> dict | None:
                 return record
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
-                    f"{path} is not the record of a run of run_glue.py; name another --output_dir, or remove the file"
+                    f"{path} is not the record of a run of run_glue.py; remove it, or name another folder"
                 ) from error
     return None
 

@@ -234,6 +234,13 @@ class Run:
             self._record["files"] += new
             self._write_record()
 
+    def checkpoints(self) -> list[Path]:
+        """The run's own `checkpoint-N` folders, by `N`."""
+        return on_main(self._checkpoints)
+
+    def _checkpoints(self) -> list[Path]:
+        return [path for path in checkpoints(self.folder) if path.name in self._record["files"]]
+
     def best_results(self) -> dict[str, float]:
         """The results of `checkpoint-best`, its `step` among them; nothing where the run has none (yet)."""
         return on_main(lambda: read_results(self.folder / BEST) if BEST in self._record["files"] else {})
@@ -304,16 +311,16 @@ class Run:
         Args:
             newest: the checkpoint that holds the run's state; None once the run has ended.
         """
-        kept = checkpoints(self.folder)
+        kept = self._checkpoints()
         for path in kept:
             if path != newest:
                 (path / STATE).unlink(missing_ok=True)
-        superfluous = [path for path in self.folder.glob("checkpoint-*-stopped") if path != newest]
+        stops = (self.folder / name for name in self._record["files"] if name.endswith("-stopped"))
+        superfluous = [path for path in stops if path != newest and path.is_dir()]
         if self.save_total_limit:
             superfluous += kept[: -self.save_total_limit]
         for path in superfluous:
-            if path.name in self._record["files"]:
-                remove_folder(path)
+            remove_folder(path)
 
     def stop_requested(self) -> bool:
         """Whether a signal asks for the end; all processes must ask, and get the same answer."""
