@@ -224,9 +224,7 @@ class Runner:
                 cell, device = todo.popleft(), free.pop()
                 working[self.start(cell, device)] = cell, device, time.monotonic()
             time.sleep(0.1)
-            for _ in self.signals[
-                n_passed_on:
-            ]:  # at the first one a run saves and ends, at a second one it ends at once
+            for _ in self.signals[n_passed_on:]:  # at the first a run saves and ends, at a second it ends at once
                 n_passed_on += 1
                 for process in working:
                     process.terminate()
@@ -279,7 +277,7 @@ class Runner:
         """Hours that the runs will take, from the finished runs of the same task or from ten steps."""
         finished = read_results(self.grid.args.output_dir / "results").runs
         hours = 0.0
-        for task in {cell.task for cell in cells}:
+        for task in sorted({cell.task for cell in cells}):
             known = [run.seconds / run.steps for cell, run in finished.items() if cell.task == task]
             a_step = np.mean(known) if known else PART * self.time_fine_tuning(task)
             n_runs = sum(cell.task == task for cell in cells)

@@ -85,7 +85,8 @@ def read_run(path: Path) -> Run:
         # Seeds that have a predecessor each are one setting.
         setting["model_name_or_path"] = str(arguments["model_name_or_path"]).replace(f"seed{seed}", "seed*")
         names = [name for name in ("last", "best", "predecessor") if name in record]
-        versions, commit = record["versions"], record.get("git_commit") or "unknown"
+        made_with = [f"{name} {record['versions'][name]}" for name in ("torch", "transformers")]
+        commit = record.get("git_commit") or "unknown"  # perhaps with "-dirty" behind its 40 digits
         return Run(
             folder=path.parent,
             task=record["task"],
@@ -97,7 +98,7 @@ def read_run(path: Path) -> Run:
             loyalty=over_dev_sets(record["last"].get("loyalty", {})) if "last" in names else {},
             steps=record["steps"],
             seconds=record["training_seconds"],
-            made_with=f"torch {versions['torch']}, transformers {versions['transformers']}, commit {commit[:10]}",
+            made_with=", ".join([*made_with, f"commit {commit[:10]}{commit[40:]}"]),
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no record of a run of run_glue.py ({type(error).__name__}: {error})") from error
@@ -156,12 +157,12 @@ Setting = list[Run]  # runs that differ in nothing but the seed, by seed
 
 ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
 NOTES = """
-{n_runs} runs. A score is the main metric on the dev set, after the last step or at the best one; std is the standard
-deviation (n - 1) over the seeds, kept is per cent of the predecessor's score. The best step was chosen on the same dev
-set, so its score is optimistic; the last step's is not. A task's best setting has the best mean after the last step. It
-was chosen on the dev set too, so its score is the more optimistic the more settings there are. Loyalty is to the
-predecessor, after the last step: how often both give a row the same label; one less the square root of the
-Jensen-Shannon divergence of their probabilities; and the correlation of scores.
+{n_runs} runs. A score is the main metric on the dev set (for MNLI the mean of both sets) after the last step or at the
+best one. Std is the standard deviation (n - 1) over the seeds; kept is per cent of the predecessor's score. The best
+step was chosen on the same dev set, so its score is optimistic; the last step's is not. A task's best setting has the
+best mean after the last step. It was chosen on the dev set too, so its score is the more optimistic the more settings
+there are. Loyalty is to the predecessor, after the last step: how often both give a row the same label; one less the
+square root of the Jensen-Shannon divergence of their probabilities; and the correlation of scores.
 Made with {made_with}.
 """
 

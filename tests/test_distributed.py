@@ -98,6 +98,7 @@ def test_two_processes_make_the_run_of_one_with_twice_the_batch(without_dropout,
     assert json.loads((output / "run.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_two_nodes_that_meet_on_the_network_make_it_too(without_dropout, mnli, one_process, tmp_path):
     output = tmp_path / "output"
     with socket.socket() as free:

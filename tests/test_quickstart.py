@@ -23,7 +23,7 @@ def quickstart(*args: object, root: Path = ROOT, **environment: str) -> subproce
         (["--task", "SQuAD"], {}, "--task SQuAD: there are CoLA, SST-2, MRPC"),
         (["--task"], {}, "--task needs a value"),
         (["--epochs", "3"], {}, "unknown argument --epochs"),
-        ([], {"GLUE_DIR": "/nowhere"}, "there is no /nowhere/MRPC/train.tsv"),
+        ([], {"GLUE_DIR": "/nowhere"}, "there is no /nowhere/STS-B/train.tsv"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, environment, reason):

@@ -36,7 +36,7 @@ def write_run(folder: Path, task: str, flags: str, predecessor: float | None = N
     metric = METRICS[task]
     record = {"task": task, "main_metric": metric, "arguments": vars(args), "steps": 100, "training_seconds": 9.0}
     record |= {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "data": {"train.tsv": values.get("data")}}
-    record["git_commit"] = "1234567890" * 4
+    record["git_commit"] = "1234567890" * 4 + "-dirty"
     scores = {"last": values["last"], "best": values.get("best", values["last"]), "predecessor": predecessor}
     for name, score in scores.items():
         if score is not None:
@@ -110,7 +110,7 @@ def test_a_setting_has_the_mean_and_deviation_of_its_seeds_and_what_it_keeps_of_
     table, notes = printed.split("\n\n")
     assert "| 0.83 " in table.splitlines()[5] and "| 0.03606 " in table.splitlines()[5]
     assert "7 runs" in notes and "optimistic" in notes
-    assert notes.endswith("Made with torch 2.13.0, transformers 5.23.0, commit 1234567890.\n")
+    assert notes.endswith("Made with torch 2.13.0, transformers 5.23.0, commit 1234567890-dirty.\n")
 
 
 def test_other_data_are_another_setting_and_a_predecessor_for_each_seed_is_none(runs):
