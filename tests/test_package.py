@@ -1,10 +1,13 @@
-"""The library as other projects install it."""
+"""The library as other projects install it, and which room of the project may import which."""
 
+import ast
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +43,30 @@ def test_a_wheel_has_the_library_and_the_schedules_and_works_elsewhere(tmp_path)
     assert done.returncode == 0, done.stderr
     n_layer, where = done.stdout.split()
     assert n_layer == "2" and where.startswith(str(tmp_path / "installed"))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a source file imports, wherever in it, with dots."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+METHOD = [f"bert_of_theseus.{path.stem}" for path in ROOT.glob("bert_of_theseus/*.py") if path.stem != "__init__"]
+SCRIPTS = [path.stem for path in ROOT.glob("scripts/*.py")]
+ROOMS = {  # files, and what they must not import
+    "bert_of_theseus/*.py": ["bert_of_theseus.run", "replacement_scheduler", "glue_processors", "run_glue", *SCRIPTS],
+    "bert_of_theseus/run/*.py": [*METHOD, "replacement_scheduler", "glue_processors", "run_glue", *SCRIPTS],
+    "replacement_scheduler.py": ["bert_of_theseus", "glue_processors", "run_glue", *SCRIPTS],
+    "glue_processors.py": [*METHOD, "replacement_scheduler", "run_glue", *SCRIPTS],
+    "run_glue.py": ["scripts", *SCRIPTS],
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_nothing_from_the_rooms_above_it(room):
+    paths = list(ROOT.glob(room))
+    assert paths
+    for path in paths:
+        for name in imported(path):
+            assert not [other for other in ROOMS[room] if name == other or name.startswith(f"{other}.")], (path, name)

@@ -659,12 +659,8 @@ def test_bad_data_is_refused_with_file_and_line(capsys, bert_folder, tmp_path):
     assert_refused(capsys, tmp_path, args, "train.tsv:50: 2 columns; expected at least 5")
 
 
-@pytest.mark.parametrize(
-    ("task", "status", "reason"),
-    [("snli", 2, "--task_name snli: there is no such task"), ("mrpc", 1, "train.tsv: no such file")],
-)
-def test_as_a_command_an_error_is_one_line_on_standard_error(bert_folder, tmp_path, task, status, reason):
-    done = run_as_command(*arguments(task, bert_folder, tmp_path, tmp_path / "o", *COMPRESS))
-    assert done.returncode == status and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and reason in done.stderr
+def test_as_a_command_an_error_is_one_line_on_standard_error(bert_folder, tmp_path):
+    done = run_as_command(*arguments("mrpc", bert_folder, tmp_path, tmp_path / "o", *COMPRESS))
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "train.tsv: no such file" in done.stderr
     assert not list(tmp_path.iterdir())
