@@ -4,8 +4,6 @@ Measured in docs/performance.md. Nothing here knows of models: the operators the
 layers of any architecture, and their backward passes, have them.
 """
 
-import ctypes
-import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,20 +96,3 @@ def describe_kernels() -> str:
     """What `fast_kernels` replaces on this machine, in words."""
     products = "matrix products by oneDNN and " if onednn_is_faster() else ""
     return f"{products}dropout masks of 16 random bits replace torch's; --no_fast_kernels keeps torch's own"
-
-
-@functools.cache
-def _malloc_trim():
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # a C library other than glibc
-        return lambda _: None
-
-
-# Steps between returns of freed memory: each return makes the next step wait for fresh pages.
-RETURN_EVERY = 16
-
-
-def return_freed_memory() -> None:
-    """Give freed memory back to the system: tensors of ever other sizes leave holes that glibc keeps."""
-    _malloc_trim()(0)

@@ -1,13 +1,10 @@
-import platform
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import tiny_batch
 from torch.nn.functional import dropout, linear
 from transformers import AutoModelForSequenceClassification
 
-from bert_of_theseus.cpu_kernels import ROWS, fast_kernels, onednn_is_faster, return_freed_memory
+from bert_of_theseus.cpu_kernels import ROWS, fast_kernels, onednn_is_faster
 
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -117,16 +114,3 @@ def test_a_sum_that_is_no_bias_is_left_to_torch():
     with fast_kernels(products=True):
         torch.testing.assert_close(torch.addmm(added, a, b), expected)
         torch.testing.assert_close(torch.addmm(torch.ones(48), a, b, alpha=2), 1 + 2 * (a @ b), atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed so")
-def test_freed_memory_is_returned():
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-    tensors = [torch.ones(10_000) for _ in range(5000)]  # 40 kB each: too small to have pages of their own
-    kept = tensors[::50]
-    before = resident()
-    del tensors
-    return_freed_memory()
-    assert before - resident() > 100e6 and all(tensor.sum() == 10_000 for tensor in kept)
