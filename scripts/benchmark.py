@@ -100,14 +100,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--task_name {args.task_name} has no labels to train with")
     if args.replacing_rate > 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
-    if args.against and not (args.against / "run_glue.py").is_file():
-        parser.error(f"--against {args.against} holds no run_glue.py")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
     with one_line_errors("benchmark.py", ModelError, GlueDataError):
+        if args.against and not (args.against / "run_glue.py").is_file():
+            raise UserError(f"--against {args.against} holds no run_glue.py")
         setting = Setting(args)
         if args.memory_of:
             way = next(way for way in ways(args) if way.name == args.memory_of)
