@@ -39,7 +39,7 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.device import choose_device, device_name
 from bert_of_theseus.run.files import write_whole
-from bert_of_theseus.run.folder import RESULTS, as_results, checkpoints, read_record
+from bert_of_theseus.run.folder import BEST, RESULTS, as_results, checkpoints, read_record, read_results
 from bert_of_theseus.run.processes import is_main, on_main
 from bert_of_theseus.run.run import Run
 from bert_of_theseus.training import (
@@ -214,16 +214,18 @@ def main(args, variant: Callable | None = None) -> None:
         run.find(args.resume, args.overwrite_output_dir, source=args.model_name_or_path)
         train_examples, dev_examples = read_data(args)
         steps_an_epoch, n_steps = count_steps(args, len(train_examples.first))
-        transformers.set_seed(args.seed)
-        classifier = load_model(args, device)
-        record = describe_run(args, classifier, train_examples, dev_examples)
-        run.check(record)
+        record = describe_run(args, device, train_examples, dev_examples)
         if run.is_finished():
+            run.check(record)
             logger.info("The run in %s is finished: nothing is left to train", run.folder)
             run.clean_up()
             if args.do_eval:
                 evaluate_alone(args, device, run.folder)
             return
+        transformers.set_seed(args.seed)
+        classifier = load_model(args, device)
+        record["predecessor_sha256"] = model_sha256(args, classifier)
+        run.check(record)
         announce_model(args, classifier, train_examples, dev_examples)
         n_parameters = count_parameters(classifier.model)
         train_set, dev_sets = tokenize_data(args, classifier, train_examples, dev_examples)
@@ -235,9 +237,13 @@ def main(args, variant: Callable | None = None) -> None:
         state = new_state(args, classifier.model, n_steps)  # compresses the model
         if variant:
             variant(args, state)
+        if rank():  # each process has dropout of its own
+            torch.manual_seed(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0].item())
         announce_training(args, state, run, steps_an_epoch)  # refuses what does not fit on the disk
-        if saved := run.begin(record):  # from here on the run writes
+        saved = run.begin(record)  # from here on the run writes
+        if saved:
             state.load_state_dict(saved["state"], saved["processes"][rank()])
+        del saved  # three times the size of the trained layers
 
         last = train(args, state, classifier, train_set, dev_sets, run)
         run.save_model(lambda folder: write_model(folder, args, state, classifier, last))
@@ -276,8 +282,8 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
             if state.device.type == "cpu" or is_logged or is_saved or state.step % 100 == 0:  # it waits for a GPU
                 state.check_losses()
             mean_loss = state.take_mean_loss() if is_logged else None
-            state.seconds += time.perf_counter() - started
             show_progress(bar, epoch, rates, loss)
+            state.seconds += time.perf_counter() - started
 
             if is_logged:
                 run.log(state.step, rates if mean_loss is None else {"loss": mean_loss} | rates)
@@ -366,8 +372,6 @@ def new_state(args, model: torch.nn.Module, n_steps: int) -> TrainState:
     optimizer, lr_schedule = new_optimizer(args, model, n_steps)
     device_type = next(model.parameters()).device.type
     scaler = torch.amp.GradScaler(device_type, enabled=args.fp16)
-    if rank():  # each process has dropout of its own
-        torch.manual_seed(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0].item())
     return TrainState(model, layers, optimizer, lr_schedule, rate_schedule, scaler, n_steps)
 
 
@@ -461,6 +465,8 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, dev_sets, device, on_main(checkpoints, folder))
+    if folder.name == BEST:  # its step is needed where the run is resumed
+        results = on_main(read_results, folder) | results
     if is_main():
         write_whole(folder / RESULTS, as_results(results))
         print(json.dumps(score.logged()))
@@ -497,12 +503,14 @@ def card(args, state: TrainState, score: Score | None) -> str:
     """The README.md of the successor as it is now."""
     source, task = args.model_name_or_path, TASKS[args.task_name]
     predecessor = Path(source).resolve().name if os.path.isdir(source) else source
-    name = Path(args.output_dir).resolve().name
+    variant = getattr(args, "variant", None)
+    name = Path(args.output_dir).resolve().name + (f" (variant {variant} of the method)" if variant else "")
     return model_card(state, name, f"GLUE {task.folder}", predecessor, score.metrics if score else {})
 
 
 def save_state(args, state: TrainState, classifier: Classifier, run: Run, score: Score | None, stopped=False) -> None:
     """Save a checkpoint from which the run can be resumed."""
+    state.check_losses()
     state.check_weights()
     run.save_state(state, lambda folder: write_model(folder, args, state, classifier, score), stopped)
 
@@ -561,19 +569,22 @@ def finish(args, state: TrainState, run: Run, scores: dict[str, Score | None], n
 # ------------------------------------------------------------------------- before anything is written
 
 
-def describe_run(args, classifier: Classifier, train_examples: Examples, dev_examples: dict[str, Examples]) -> dict:
-    """What makes the results, for the run's record."""
-    task, device = TASKS[args.task_name], next(classifier.model.parameters()).device
-    config_name = args.config_name or args.model_name_or_path
-    config, _ = transformers.PretrainedConfig.get_config_dict(config_name, cache_dir=args.cache_dir or None)
+def describe_run(args, device: torch.device, train_examples: Examples, dev_examples: dict[str, Examples]) -> dict:
+    """What makes the results, but for the model to start from, for the run's record."""
+    task = TASKS[args.task_name]
     return records.describe(vars(args), device, Path(__file__).resolve().parent) | {
         "task": task.name,
         "main_metric": task.main_key,
         "variant": getattr(args, "variant", None),  # of the method, in scripts/ablate.py
         "data": {task.train: train_examples.sha256} | {TASKS[n].dev: dev.sha256 for n, dev in dev_examples.items()},
-        # A new head is random: the main process's is everybody's.
-        "predecessor_sha256": on_main(records.model_sha256, classifier.model, classifier.tokenizer, config),
     }
+
+
+def model_sha256(args, classifier: Classifier) -> str:
+    """A digest of the model to start from. A new head is random: the main process's is everybody's."""
+    config_name = args.config_name or args.model_name_or_path
+    config, _ = transformers.PretrainedConfig.get_config_dict(config_name, cache_dir=args.cache_dir or None)
+    return on_main(records.model_sha256, classifier.model, classifier.tokenizer, config)
 
 
 def count_parameters(module: torch.nn.Module) -> int:

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 import run_glue
-from bert_of_theseus.classifier import load_classifier
+from bert_of_theseus.classifier import ModelSource, load_classifier
 from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
 from bert_of_theseus.run.processes import use_all_gpus
 from bert_of_theseus.training import TrainState
@@ -67,7 +67,8 @@ def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:
     """The pre-trained model's first layers are fine-tuned, with embeddings and a new head; nothing is replaced."""
     transformers.set_seed(args.seed)  # of the new head
     labels = TASKS[args.task_name].labels
-    pretrained = load_classifier(args.pretrained_model, labels, new_head=True, max_seq_length=args.max_seq_length)
+    source = ModelSource(args.pretrained_model, cache_dir=args.cache_dir)
+    pretrained = load_classifier(source, labels, new_head=True, max_seq_length=args.max_seq_length)
     weights = pretrained.model.state_dict()
     name = next(name for name, module in state.model.named_modules() if module is state.layers)
     for key in [key for key in weights if key.startswith(f"{name}.")]:
@@ -122,7 +123,7 @@ FINE_TUNED = ("all-trained", "pretrained-layers")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of run_glue.py, `variant` and `pretrained_model`."""
-    parser = OneLineParser(prog="ablate.py", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="ablate.py", description=__doc__)
     parser.add_argument("variant", choices=VARIANTS, metavar="VARIANT", help="one of the above")
     parser.add_argument("--pretrained_model", help="pretrained-layers: what the predecessor was fine-tuned from")
     own, others = parser.parse_known_args(argv)

@@ -3,8 +3,8 @@
 
     benchmark.py --task_name MRPC --data_dir glue_data/MRPC --model_name_or_path runs/predecessor --baseline
 
-Steps are taken evenly from a whole run, with the replacing rates that they have there. Ways that are compared take
-turns in one process, on the same batches and draws, so that a busy machine slows all alike.
+The batches are the first of a run; their replacing rates are spread evenly over a whole one. Ways that are compared
+take turns in one process, on the same batches and draws, so that a busy machine slows all alike.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("benchmark.py", ModelError, GlueDataError):
+    with one_line_errors("benchmark.py", ModelError, GlueDataError, ValueError):
         if args.against and not (args.against / "run_glue.py").is_file():
             raise UserError(f"--against {args.against} holds no run_glue.py")
         setting = Setting(args)
@@ -113,7 +113,10 @@ def main(args: argparse.Namespace) -> None:
             way = next(way for way in ways(args) if way.name == args.memory_of)
             print(train_alone(setting, way))
             return
-        figures = {"arguments": vars(args) | {"against": str(args.against)}, "machine": setting.machine}
+        figures = {
+            "arguments": vars(args) | {"against": args.against and str(args.against)},
+            "machine": setting.machine,
+        }
         print(f"{TASKS[args.task_name].folder} on {setting.machine}; batches of {args.batch_size}\n")
         figures["training"] = time_training(setting)
         figures["inference"] = time_inference(setting)

@@ -29,7 +29,7 @@ from bert_of_theseus.classifier import ModelError, load_classifier
 from bert_of_theseus.cpu_kernels import fast_kernels
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import whole_file, write_whole
-from bert_of_theseus.run.run import BEST, read_record
+from bert_of_theseus.run.folder import BEST, read_record
 from glue_processors import TASKS, Examples, GlueDataError, Task, find_task, read_examples, tokenize
 
 logger = logging.getLogger("predict_glue")
@@ -78,8 +78,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def input_length(model: str | Path, args: argparse.Namespace) -> int:
     """Tokens to which the model's input is cut: as given, else as in the run that trained it."""
-    record = read_record(Path(model)) or read_record(Path(model).parent)  # a checkpoint lies in its run's folder
-    return args.max_seq_length or (record["arguments"]["max_seq_length"] if record else 128)
+    if args.max_seq_length:
+        return args.max_seq_length
+    folder = Path(model).parent if Path(model).name.startswith("checkpoint-") else Path(model)
+    record = read_record(folder)
+    return record["arguments"]["max_seq_length"] if record else 128
 
 
 def predict_tasks(model: str | Path, tests: dict[Task, Examples], args: argparse.Namespace) -> dict[Task, list[str]]:

@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index("--") if "--" in argv else len(argv)
     epilog = "What follows -- is handed to run_glue.py."
-    parser = OneLineParser(prog="reproduce.py", description=__doc__, epilog=epilog, allow_abbrev=False)
+    parser = OneLineParser(prog="reproduce.py", description=__doc__, epilog=epilog)
     add = parser.add_argument
     add("--model", required=True, help="the pre-trained model: a folder or a name on the Hub")
     add("--glue_dir", required=True, type=Path, help="folder with the tasks' data")

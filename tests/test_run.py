@@ -557,3 +557,39 @@ def test_numbers_beyond_their_bounds_are_refused_in_one_line(capsys):
 
 def test_a_table_is_aligned():
     assert aligned([["", "acc"], ["bert", "0.5"], ["b", "0.25"]]) == "       acc\nbert   0.5\nb     0.25"
+
+
+def test_a_copy_of_a_checkpoint_is_no_state_to_resume_from(tmp_path):
+    for name in ("checkpoint-400-backup", "checkpoint-500_old", "checkpoint-5"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / STATE).write_text("")
+    assert newest_state(tmp_path).name == "checkpoint-5"
+
+
+def test_a_run_that_is_half_removed_can_be_removed_again(tmp_path, monkeypatch):
+    run = started(tmp_path)
+    run.save_model(write_model)
+    run.finish({})
+    left_alone(run)
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), Run(tmp_path) as run:
+        run.find(resume=False, overwrite=True, source="a/model")
+        patch.setattr(Path, "unlink", killed)
+        try:
+            run.begin(copy.deepcopy(RECORD))
+        finally:
+            patch.undo()
+    assert "config.json" in read_record(tmp_path)["files"]
+    left_alone(started(tmp_path, overwrite=True))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_abbreviated_flag_is_refused(capsys):
+    parser = OneLineParser(prog="prog")
+    parser.add_argument("--replacing_rate", type=float)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--replacing_rat", "0.3"])
+    assert "--replacing_rat" in capsys.readouterr().err

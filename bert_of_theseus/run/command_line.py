@@ -17,7 +17,8 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that prints its description as written, and each mistake in one line."""
 
     def __init__(self, **settings):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        # No abbreviations: a misspelt flag must not be taken for another one.
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")

@@ -60,9 +60,8 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_state(folder: Path) -> Path | None:
     """The checkpoint from which the run in a folder can be resumed; None where there is none."""
-    found = [
-        path.parent for path in folder.glob(f"checkpoint-*/{STATE}") if re.match(r"checkpoint-\d", path.parent.name)
-    ]
+    found = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}")]
+    found = [path for path in found if re.fullmatch(r"checkpoint-\d+(-stopped)?", path.name)]
     return max(found, key=step_of, default=None)
 
 

@@ -1,6 +1,6 @@
 """Processes that train as one, started by torchrun: they meet, agree, wait for each other, and part.
 
-Without torchrun there is one process, and every function here does nothing.
+Without torchrun there is one process, which is the main one and agrees with itself.
 """
 
 import os

@@ -76,7 +76,7 @@ FREE = (
 def differences(earlier: dict, record: dict) -> list[str]:
     """How a run differs, in words, from the earlier part of it that it is to resume, as their records tell.
 
-    What the earlier record does not name is no difference.
+    What only one of the records names is no difference.
     """
     before, after = earlier["arguments"], record["arguments"]
     found = [
@@ -87,7 +87,7 @@ def differences(earlier: dict, record: dict) -> list[str]:
     found += [
         f"{name} has changed" for name, sha256 in record["data"].items() if earlier["data"].get(name, sha256) != sha256
     ]
-    if earlier["predecessor_sha256"] != record["predecessor_sha256"]:
+    if earlier["predecessor_sha256"] != record.get("predecessor_sha256", earlier["predecessor_sha256"]):
         found.append("the model to start from has changed")
     names = {"processes": "the number of processes", "device_type": "the kind of device", "variant": "the variant"}
     for key, what in names.items():

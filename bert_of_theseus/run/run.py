@@ -96,12 +96,9 @@ class Run:
                 `source`, the model to start from.
         """
         record = on_main(read_record, self.folder)
+        if record and "files" not in record and (resume or overwrite):
+            raise UserError(f"{self.folder} holds a run of an older version; name another --output_dir, or remove it")
         if record and resume:
-            if "files" not in record:
-                raise UserError(
-                    f"{self.folder} holds a run of an older version; name another --output_dir, or give "
-                    "--overwrite_output_dir without --resume"
-                )
             self.earlier = record
         elif not overwrite and on_main(self._is_in_use):
             if record and not is_finished(record):
@@ -219,7 +216,9 @@ class Run:
     def _clear(self) -> None:
         """Remove what the record of an earlier run says is that run's, and nothing else."""
         record = read_record(self.folder)
-        (self.folder / FINISHED).unlink(missing_ok=True)  # first: a run that is half removed is not finished
+        if record and is_finished(record):  # a run that is half removed is not finished, and can be removed again
+            write_whole(self.folder / UNFINISHED, as_json({k: v for k, v in record.items() if k != "end"}))
+            (self.folder / FINISHED).unlink()
         for name in (record or {}).get("files", []):
             path = self.folder / name
             remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -331,8 +330,8 @@ class Run:
         wait_for_all()
         if is_main():
             tqdm.write(  # above the progress bar
-                f"run_glue.py: stopped by {self._signals.name()} after step {step}; the same command with --resume "
-                "resumes it",
+                f"{Path(sys.argv[0]).name}: stopped by {self._signals.name()} after step {step}; the same command with "
+                "--resume resumes it",
                 file=sys.stderr,
             )
         leave()
@@ -340,6 +339,8 @@ class Run:
 
     def clean_up(self) -> None:
         """Remove what a process left that was killed after it had finished the run."""
+        self._record = self.earlier
+        on_main(self._forget_older, None)
         on_main(self._clean_up)
 
     def _clean_up(self) -> None:

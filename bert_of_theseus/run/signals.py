@@ -39,8 +39,10 @@ class StopSignals:
 
     def requested(self) -> bool:
         """Whether a signal has reached this process or another one of the run. All processes get the same answer."""
-        self.signal = int(largest(self.signal))
-        return bool(self.signal)
+        agreed = int(largest(self.signal))
+        if agreed:  # never reset: a signal can arrive while the processes agree
+            self.signal = agreed
+        return bool(agreed)
 
     def name(self) -> str:
         return signal.Signals(self.signal).name
