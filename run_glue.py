@@ -249,8 +249,6 @@ def main(args, variant: Callable | None = None) -> None:
         run.save_model(lambda folder: write_model(folder, args, state, classifier, last))
         if last is None and dev_examples:  # after saving: if it fails, the model is safe
             last = dev_sets.score(classifier)
-            if not args.evaluate_during_training:
-                run.log(n_steps, last.logged())
             if state.layers:
                 run.write("README.md", card(args, state, last))
         if args.do_eval:
@@ -259,6 +257,8 @@ def main(args, variant: Callable | None = None) -> None:
                 stop_between = partial(end_if_stopped, args, state, classifier, run, last)
                 results |= checkpoint_results(args, dev_sets, device, run.checkpoints(), stop_between)
             run.write(RESULTS, as_results(results))
+            if not args.evaluate_during_training:  # after the last moment at which a signal stops the run
+                run.log(n_steps, last.logged())
         finish(args, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
 
 

@@ -86,7 +86,7 @@ train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
 }
 
 runs=$output_dir/$task$kind-$name
-say "Predecessor: $model, fine-tuned on $task for 2 epochs"
+say "Predecessor: $name, fine-tuned on $task for 2 epochs"
 train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 2 --learning_rate 1e-4
 
 epochs=3

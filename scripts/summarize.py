@@ -499,6 +499,7 @@ def draw_replacing_rates(settings: list[Setting], figure) -> None:
 def draw_constant_rates(results: Results, figure) -> None:
     """The same of the grid: constant rates, with the linear schedule where it starts."""
     draw_replacing_rates(list(of_rates(results)[1].values()), figure)
+    figure.suptitle("mean ± standard deviation over seeds; constant rates at the setting found for 0.5", fontsize=12)
 
 
 def draw_run(run: Run, figure) -> None:

@@ -12,8 +12,18 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 
+def as_line(step: int, values: dict[str, float]) -> str:
+    return json.dumps({"step": step} | values)
+
+
+def print_line(step: int, values: dict[str, float]) -> None:
+    """Print the values of a step on standard output, as a line of JSON, above a progress bar."""
+    tqdm.write(as_line(step, values))
+    sys.stdout.flush()
+
+
 class RunLog:
-    """Writes the same values as a line of JSON on standard output and in `log.jsonl`, and as TensorBoard scalars.
+    """Writes values as a line of JSON in `log.jsonl`, and as TensorBoard scalars.
 
     Args:
         folder: of the run.
@@ -37,10 +47,7 @@ class RunLog:
             self.board.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        line = json.dumps({"step": step} | values)
-        tqdm.write(line)
-        sys.stdout.flush()
-        print(line, file=self.file, flush=True)
+        print(as_line(step, values), file=self.file, flush=True)
         for name, value in values.items():
             self.board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self.board.flush()

@@ -40,7 +40,7 @@ from bert_of_theseus.run.folder import (
     step_of,
 )
 from bert_of_theseus.run.lock import LOCK, FolderLock
-from bert_of_theseus.run.log import RunLog
+from bert_of_theseus.run.log import RunLog, print_line
 from bert_of_theseus.run.processes import gather, is_main, leave, on_main, wait_for_all
 from bert_of_theseus.run.signals import StopSignals
 
@@ -250,6 +250,8 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Report values of a step, by name: on standard output, in `log.jsonl`, for TensorBoard."""
         if self._log:
+            with self._writing("standard output"):
+                print_line(step, values)
             with self._writing(self._log.path):
                 self._log.write(step, values)
 
@@ -357,7 +359,7 @@ class Run:
             self._clean_up()
 
     @contextmanager
-    def _writing(self, path: Path) -> Iterator[None]:
+    def _writing(self, path: Path | str) -> Iterator[None]:
         """UserError where the block cannot write to the disk, with what is left to resume from."""
         try:
             yield
