@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ from transformers import (
 )
 
 torch.set_num_threads(1)  # more threads only wait for each other on models this small
+
+# nohup and jobs in the background ignore these signals, and all that they start does; tests send them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 GOOD = ["good", "fine", "great", "lovely", "happy"]
 BAD = ["bad", "poor", "awful", "ugly", "sad"]
