@@ -7,7 +7,7 @@ usage() {
 usage: scripts/quickstart.sh [--task TASK] [--model MODEL] [--output_dir DIR] [--demo]
 
 Makes a virtual environment, fine-tunes a small pre-trained BERT on a GLUE task, compresses it to half its layers, and
-compares the two. The default takes about seven minutes on two CPU cores. A second call uses again what is finished.
+compares the two. The default takes about five minutes on two CPU cores. A second call uses again what is finished.
 
   --task        a task of GLUE, named as its folder is (default: STS-B)
   --model       the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
@@ -49,7 +49,7 @@ mkdir -p "$output_dir"
 output_dir=$(cd "$output_dir" && pwd)
 cd "$(dirname "$0")/.."
 if [ "$task$model" = STS-B ]; then
-  say "This takes about seven minutes on two CPU cores, and less on a GPU. Ctrl-C stops it; the same command continues."
+  say "This takes about five minutes on two CPU cores, and less on a GPU. Ctrl-C stops it; the same command continues."
 else
   say "The bars tell how long each part takes. Ctrl-C stops it; the same command continues."
 fi
@@ -86,8 +86,8 @@ train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
 }
 
 runs=$output_dir/$task$kind-$name
-say "Predecessor: $name, fine-tuned on $task for 2 epochs"
-train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 2 --learning_rate 1e-4
+say "Predecessor: $name, fine-tuned on $task for 1 epoch"
+train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 1 --learning_rate 1e-4
 
 epochs=3
 rows=$(wc -l < "$GLUE_DIR/$task/train.tsv")
