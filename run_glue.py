@@ -1,6 +1,7 @@
 #!/usr/bin/env python
-"""Fine-tune a predecessor on a GLUE task, or compress it into a successor by progressive module replacing.
+"""Fine-tune a predecessor, or compress it into a successor by progressive module replacing.
 
+The data are a GLUE task's (--task_name, --data_dir) or files of your own (--train_file, --validation_file).
 With --replacing_rate the model is compressed (BERT-of-Theseus, EMNLP 2020); without it, it is fine-tuned.
 """
 
@@ -8,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,8 +25,12 @@ from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from bert_of_theseus import compress, export_successor, find_layers, successor_size
-from bert_of_theseus.classifier import BAR, Classifier, ModelError, ModelSource, load_classifier
+from bert_of_theseus.classifier import BAR, Classifier, ModelError, ModelSource, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import describe_kernels, fast_kernels
+from bert_of_theseus.data.features import Features, FeaturesCache, tokenize
+from bert_of_theseus.data.own_files import OwnFiles, Texts, as_predictions, listed, read_own_files, read_texts
+from bert_of_theseus.data.scores import DevSets, Score, comparison
+from bert_of_theseus.data.task import Data, DataError, Examples, Task
 from bert_of_theseus.data_parallel import n_processes, rank
 from bert_of_theseus.model_card import model_card
 from bert_of_theseus.run import processes
@@ -52,19 +58,7 @@ from bert_of_theseus.training import (
     train_batches,
     train_step,
 )
-from glue_processors import (
-    TASKS,
-    DevSets,
-    Examples,
-    Features,
-    FeaturesCache,
-    GlueDataError,
-    Score,
-    comparison,
-    find_task,
-    read_dev_sets,
-    read_examples,
-)
+from glue_processors import TASKS, find_task, read_task
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 logger = logging.getLogger("run_glue")
@@ -86,8 +80,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     tasks = [name for name, task in TASKS.items() if task.metrics]
 
     add = parser.add_argument_group("what to run").add_argument
-    add("--task_name", required=True, metavar="TASK", help=f"{', '.join(tasks)}; in any case")
-    add("--data_dir", required=True, help="folder with the task's .tsv files")
+    add("--task_name", metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
+    add("--data_dir", help="folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the model to start from: a folder or a name on the Hub")
     add("--output_dir", required=True, help="where the successor (or the fine-tuned model) and its checkpoints go")
     add("--do_train", action="store_true", help="train")
@@ -96,6 +90,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--eval_all_checkpoints", action="store_true", help="with --do_eval, evaluate every checkpoint-N as well")
     add("--overwrite_output_dir", action="store_true", help="replace the run that output_dir holds")
     add("--resume", action="store_true", help="resume the run that output_dir holds, if it holds one")
+
+    add = parser.add_argument_group("your own data, in place of --task_name and --data_dir").add_argument
+    add("--train_file", metavar="FILE", help=".csv, .tsv, .json or .jsonl")
+    add("--validation_file", metavar="FILE", help="likewise: the dev set")
+    add("--test_file", metavar="FILE", help="likewise: texts to predict after training, into predictions.csv")
+    add(
+        "--text_column_names",
+        metavar="NAME[,NAME]",
+        help="columns of the text, or of the pair of texts (default: sentence, or sentence1,sentence2)",
+    )
+    add("--label_column_name", metavar="NAME", default="label", help="column of the labels (default: %(default)s)")
+    add("--do_regression", action="store_true", help="the labels are scores (default: classes)")
+    add("--positive_label", metavar="LABEL", help="measure the F1 of this class (default: the mean over the classes)")
 
     add = parser.add_argument_group("compression (only with --replacing_rate)").add_argument
     add("--replacing_rate", type=float, help="constant replacing rate, or the start of the schedule; in (0, 1]")
@@ -112,16 +119,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--weight_decay", type=at_least(0, float), default=0.0, help="not on biases and LayerNorm (default: 0)")
     add("--adam_epsilon", type=at_least(0, float), default=1e-8, help="default: %(default)s")
     add("--max_grad_norm", type=above(0), default=1.0, help="gradient clipping (default: %(default)s)")
-    add("--per_gpu_train_batch_size", type=at_least(1), default=8, help="per device (default: %(default)s)")
-    add("--per_gpu_eval_batch_size", type=at_least(1), default=8, help="per device (default: %(default)s)")
+    for name in ("train", "eval"):
+        flags = f"--per_gpu_{name}_batch_size", f"--per_device_{name}_batch_size"
+        add(*flags, type=at_least(1), metavar="N", default=8, help="rows (default: %(default)s)")
     add("--gradient_accumulation_steps", type=at_least(1), default=1, help="micro-batches a step (default: 1)")
     add("--seed", type=at_least(0), default=42, help="default: %(default)s")
     add("--logging_steps", type=at_least(0), default=50, help="optimiser steps; 0: only the last (default: 50)")
     add("--save_steps", type=at_least(0), default=50, help="optimiser steps; 0: never (default: %(default)s)")
+    add("--metric_for_best_model", metavar="METRIC", help="the main metric (default: the task's)")
+    add(
+        "--early_stopping_patience",
+        type=at_least(1),
+        metavar="N",
+        help="with --evaluate_during_training: end after N evaluations at replacing rate 1 without a better one; the "
+        "result is checkpoint-best",
+    )
     add("--save_total_limit", type=at_least(1), help="keep at most so many checkpoint-N (default: all)")
 
     add = parser.add_argument_group("input").add_argument
     add("--max_seq_length", type=at_least(4), default=128, help="tokens; longer input is cut (default: %(default)s)")
+    add("--max_train_samples", type=at_least(1), metavar="N", help="train on the first N rows (default: all)")
+    add("--max_eval_samples", type=at_least(1), metavar="N", help="evaluate on the first N rows (default: all)")
     add("--do_lower_case", action="store_true", help="lower-case the text (default: as the tokenizer is set)")
     add("--config_name", default="", help="if not model_name_or_path")
     add("--tokenizer_name", default="", help="if not model_name_or_path")
@@ -150,14 +168,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(parser: OneLineParser, args) -> None:
     """Refuse arguments that contradict each other."""
-    tasks = [name for name, task in TASKS.items() if task.metrics]
-    try:
-        task = find_task(args.task_name)
-    except KeyError:
-        parser.error(f"--task_name {args.task_name}: there is no such task; there are {', '.join(tasks)}")
-    args.task_name = task.name
-    if not task.metrics:
-        parser.error(f"--task_name {task.name} has no labels; the model of {task.predicted_by} predicts it")
+    check_data_args(parser, args)
     if not (args.do_train or args.do_eval):
         parser.error("nothing to do: give --do_train, --do_eval or both")
     for flag in ("evaluate_during_training", "resume"):
@@ -165,6 +176,8 @@ def check_args(parser: OneLineParser, args) -> None:
             parser.error(f"--{flag} needs --do_train")
     if args.eval_all_checkpoints and not args.do_eval:
         parser.error("--eval_all_checkpoints needs --do_eval")
+    if args.early_stopping_patience and not (args.evaluate_during_training and args.logging_steps):
+        parser.error("--early_stopping_patience needs --evaluate_during_training, every --logging_steps above 0")
     if args.replacing_rate is None:
         for flag in ("scheduler_type", "scheduler_linear_k", "steps_for_replacing", "scc_n_layer"):
             if getattr(args, flag) != parser.get_default(flag):
@@ -175,6 +188,37 @@ def check_args(parser: OneLineParser, args) -> None:
         parser.error(f"--seed {args.seed} is not below 2**32")
     if args.fp16 and args.bf16:
         parser.error("--fp16 and --bf16 exclude each other")
+
+
+def check_data_args(parser: OneLineParser, args) -> None:
+    """Refuse arguments about the data that contradict each other."""
+    of_own_files = ("train_file", "validation_file", "test_file", "text_column_names", "do_regression")
+    given = [flag for flag in (*of_own_files, "positive_label") if getattr(args, flag)]
+    if args.task_name is None and args.data_dir is None:
+        if not (args.train_file or args.validation_file):
+            parser.error("no data: give --task_name and --data_dir, or --train_file and --validation_file")
+        if args.do_train and not args.train_file:
+            parser.error("--do_train needs --train_file")
+        if args.test_file and not args.do_train:
+            parser.error("--test_file needs --do_train; scripts/predict_glue.py predicts with a model that is there")
+        if (args.do_eval or args.evaluate_during_training) and not args.validation_file:
+            parser.error("--do_eval and --evaluate_during_training need --validation_file")
+        if (args.text_column_names or "").count(",") > 1:
+            parser.error(f"--text_column_names {args.text_column_names}: a model takes one text, or two")
+        return
+    if given:
+        parser.error(f"--task_name and --data_dir are for GLUE's files, --{given[0]} is for your own: leave out either")
+    for flag in ("task_name", "data_dir"):
+        if getattr(args, flag) is None:
+            parser.error(f"--{flag} is missing")
+    tasks = [name for name, task in TASKS.items() if task.metrics]
+    try:
+        task = find_task(args.task_name)
+    except KeyError:
+        parser.error(f"--task_name {args.task_name}: there is no such task; there are {', '.join(tasks)}")
+    args.task_name = task.name
+    if not task.metrics:
+        parser.error(f"--task_name {task.name} has no labels; the model of {task.predicted_by} predicts it")
 
 
 def warn_about(args) -> None:
@@ -212,9 +256,10 @@ def main(args, variant: Callable | None = None) -> None:
             evaluate_alone(args, device, run.folder)
             return
         run.find(args.resume, args.overwrite_output_dir, source=args.model_name_or_path)
-        train_examples, dev_examples = read_data(args)
-        steps_an_epoch, n_steps = count_steps(args, len(train_examples.first))
-        record = describe_run(args, device, train_examples, dev_examples)
+        data = read_data(args)
+        texts = read_texts(args.test_file, OwnFiles.of(vars(args))) if args.test_file else None
+        steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
+        record = describe_run(args, device, data)
         if run.is_finished():
             run.check(record)
             logger.info("The run in %s is finished: nothing is left to train", run.folder)
@@ -223,15 +268,15 @@ def main(args, variant: Callable | None = None) -> None:
                 evaluate_alone(args, device, run.folder)
             return
         transformers.set_seed(args.seed)
-        classifier = load_model(args, device)
+        classifier = load_model(args, data.task, device)
         record["predecessor_sha256"] = model_sha256(args, classifier)
         run.check(record)
-        announce_model(args, classifier, train_examples, dev_examples)
+        announce_model(args, classifier, data)
         n_parameters = count_parameters(classifier.model)
-        train_set, dev_sets = tokenize_data(args, classifier, train_examples, dev_examples)
+        train_set, dev_sets = tokenize_data(args, classifier, data)
 
         predecessor = None
-        if args.replacing_rate is not None and dev_examples:
+        if args.replacing_rate is not None and data.dev:
             predecessor = score_predecessor(classifier, dev_sets)
             dev_sets = replace(dev_sets, predecessor=predecessor)
         state = new_state(args, classifier.model, n_steps)  # compresses the model
@@ -246,20 +291,24 @@ def main(args, variant: Callable | None = None) -> None:
         del saved  # three times the size of the trained layers
 
         last = train(args, state, classifier, train_set, dev_sets, run)
-        run.save_model(lambda folder: write_model(folder, args, state, classifier, last))
-        if last is None and dev_examples:  # after saving: if it fails, the model is safe
+        write = partial(write_model, args, data.task, state, classifier)
+        run.save_model(partial(copy_best, run.folder) if args.early_stopping_patience else partial(write, last))
+        if last is None and data.dev:  # after saving: if it fails, the model is safe
             last = dev_sets.score(classifier)
             if state.layers:
-                run.write("README.md", card(args, state, last))
+                run.write("README.md", card(args, data.task, state, last))
         if args.do_eval:
-            results = dict(last.metrics)
+            results = run.best_results() if args.early_stopping_patience else dict(last.metrics)
             if args.eval_all_checkpoints:
-                stop_between = partial(end_if_stopped, args, state, classifier, run, last)
+                stop_between = partial(end_if_stopped, args, state, run, partial(write, last))
                 results |= checkpoint_results(args, dev_sets, device, run.checkpoints(), stop_between)
             run.write(RESULTS, as_results(results))
             if not args.evaluate_during_training:  # after the last moment at which a signal stops the run
-                run.log(n_steps, last.logged())
-        finish(args, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
+                run.log(state.step, last.logged())
+        if texts:
+            processes.wait_for_all()  # for the files of the model
+            run.write("predictions.csv", predict_texts(args, data.task, texts, device, str(run.folder)))
+        finish(args, data.task, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
 
 
 def train(args, state: TrainState, classifier: Classifier, data: Features, dev_sets: DevSets, run: Run) -> Score | None:
@@ -270,9 +319,12 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
         UserError: a loss or a weight is not a finite number; nothing of it is saved.
     """
     score = None
+    write = partial(write_model, args, dev_sets.task, state, classifier)
     batches = train_batches(len(data), batch_rows(args), args.gradient_accumulation_steps, args.seed)
     with tqdm(total=state.n_steps, initial=state.step, desc="Training", disable=not is_main(), **BAR) as bar:
         for epoch, rows in islice(batches, state.step, state.n_steps):
+            if has_stalled(args, state, run):
+                break
             started, rates, score = time.perf_counter(), state.rates(), None
             state.model.train()
             micro_batches = [micro_batch(data, micro_rows, state.device) for micro_rows in rows]
@@ -291,33 +343,56 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
                 state.check_weights()
                 score = dev_sets.score(classifier)
                 run.log(state.step, score.logged())
-                keep_if_best(args, state, classifier, score, run)
+                keep_if_best(dev_sets.task, state, score, run, partial(write, score))
             if is_saved:
-                save_state(args, state, classifier, run, score)
-            end_if_stopped(args, state, classifier, run, score)
+                save_state(state, run, partial(write, score))
+            end_if_stopped(args, state, run, partial(write, score))
     state.check_weights()
     return score
+
+
+def has_stalled(args, state: TrainState, run: Run) -> bool:
+    """Whether the evaluations of --early_stopping_patience, all at replacing rate 1, have brought nothing better.
+
+    It follows from the step and the best step alone, so that a resumed run stops where one without a stop does.
+    """
+    if not args.early_stopping_patience or not is_multiple(state.step, args.logging_steps):
+        return False
+    alone_from = state.rate_schedule.full_replacement_step(state.n_steps) if state.layers else 1
+    if alone_from is None:
+        return False
+    best_step = int(run.best_results().get("step", 0))
+    n_without = state.step // args.logging_steps - max(best_step, alone_from - 1) // args.logging_steps
+    if n_without < args.early_stopping_patience:
+        return False
+    logger.info("Stopped early after step %d: no evaluation since step %d was better", state.step, best_step)
+    return True
 
 
 # ------------------------------------------------------------------------------- what training needs
 
 
-def read_data(args) -> tuple[Examples, dict[str, Examples]]:
-    """The training set, and the dev sets by name, if any are evaluated."""
-    task = TASKS[args.task_name]
+def read_data(args) -> Data:
+    """The task, the training set, and the dev sets by name: those that are needed."""
     evaluates = args.do_eval or args.evaluate_during_training
-    return read_examples(task, args.data_dir, "train"), read_dev_sets(task, args.data_dir) if evaluates else {}
+    if args.task_name:
+        task = TASKS[args.task_name].judged_by(args.metric_for_best_model)
+        data = read_task(task, args.data_dir, args.do_train, evaluates)
+    elif args.train_file:
+        data = read_own_files(OwnFiles.of(vars(args)))
+    else:  # the model knows the labels
+        model = args.output_dir if os.path.isfile(f"{args.output_dir}/config.json") else args.model_name_or_path
+        data = read_own_files(OwnFiles.of(vars(args)), read_labels(model, args.cache_dir), model)
+    return data.head(args.max_train_samples, args.max_eval_samples)
 
 
-def load_model(args, device: torch.device) -> Classifier:
+def load_model(args, task: Task, device: torch.device) -> Classifier:
     """The model to start from, on this process's device; with a new head, if need be, where it is fine-tuned."""
     source = ModelSource(
         args.model_name_or_path, args.config_name, args.tokenizer_name, args.cache_dir, args.do_lower_case
     )
     compressing = args.do_train and args.replacing_rate is not None
-    classifier = load_classifier(
-        source, TASKS[args.task_name].labels, args.do_train and not compressing, args.max_seq_length
-    )
+    classifier = load_classifier(source, task.labels, args.do_train and not compressing, args.max_seq_length)
     classifier.model.to(device)
     processes.share_weights(classifier.model)
     if compressing:
@@ -326,34 +401,26 @@ def load_model(args, device: torch.device) -> Classifier:
     return classifier
 
 
-def tokenize_data(
-    args, classifier: Classifier, train_examples: Examples, dev_examples: dict[str, Examples]
-) -> tuple[Features, DevSets]:
+def tokenize_data(args, classifier: Classifier, data: Data) -> tuple[Features, DevSets]:
     """Features of the training set, its labels as the model counts them, and of the dev sets."""
-    task = TASKS[args.task_name]
-    train_set = featurize(args, classifier, task.name, "train", train_examples)
-    if task.labels:
+    train_set = featurize(args, classifier, data.task.name, "train", data.train)
+    if data.task.labels:
         train_set.labels = np.array(classifier.label_order)[train_set.labels]
-    return train_set, tokenize_dev_sets(args, classifier, dev_examples)
+    return train_set, tokenize_dev_sets(args, classifier, data)
 
 
-def tokenize_dev_sets(args, classifier: Classifier, dev_examples: dict[str, Examples]) -> DevSets:
-    features = {name: featurize(args, classifier, name, "dev", examples) for name, examples in dev_examples.items()}
-    return DevSets(TASKS[args.task_name], features, args.per_gpu_eval_batch_size)
+def tokenize_dev_sets(args, classifier: Classifier, data: Data) -> DevSets:
+    features = {name: featurize(args, classifier, name, "dev", examples) for name, examples in data.dev.items()}
+    return DevSets(data.task, features, args.per_gpu_eval_batch_size)
 
 
-def featurize(args, classifier: Classifier, task_name: str, split: str, examples: Examples) -> Features:
+def featurize(args, classifier: Classifier, name: str, split: str, examples: Examples) -> Features:
     """The tokenised data set. The main process tokenises; the others read its cache, if it could write one."""
-    cache = FeaturesCache([args.data_dir, args.output_dir], args.overwrite_cache and is_main(), is_main())
+    data_dir = args.data_dir or Path(args.train_file if split == "train" else args.validation_file).parent
+    cache = FeaturesCache([data_dir, args.output_dir], args.overwrite_cache and is_main(), is_main())
+    takes_types = classifier.takes_token_types()
     with processes.main_process_first():
-        return cache.features(
-            TASKS[task_name],
-            split,
-            examples,
-            classifier.tokenizer,
-            args.max_seq_length,
-            classifier.takes_token_types(),
-        )
+        return cache.features(name, split, examples, classifier.tokenizer, args.max_seq_length, takes_types)
 
 
 def new_state(args, model: torch.nn.Module, n_steps: int) -> TrainState:
@@ -452,15 +519,14 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
             f"--output_dir {folder} holds a run without a model: it is not finished, or the model was removed; to "
             "evaluate one of its checkpoints, give that folder as --output_dir"
         )
-    task = TASKS[args.task_name]
-    dev_examples = read_dev_sets(task, args.data_dir)
+    data = read_data(args)
     if has_model:  # the flags about loading are about model_name_or_path
-        classifier = load_classifier(str(folder), task.labels, max_seq_length=args.max_seq_length)
+        classifier = load_classifier(str(folder), data.task.labels, max_seq_length=args.max_seq_length)
         classifier.model.to(device)
     else:
-        classifier = load_model(args, device)
+        classifier = load_model(args, data.task, device)
     logger.info("Evaluating %s", folder if has_model else args.model_name_or_path)
-    dev_sets = tokenize_dev_sets(args, classifier, dev_examples)
+    dev_sets = tokenize_dev_sets(args, classifier, data)
     score = dev_sets.score(classifier)
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
@@ -470,6 +536,14 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     if is_main():
         write_whole(folder / RESULTS, as_results(results))
         print(json.dumps(score.logged()))
+
+
+def predict_texts(args, task: Task, texts: Texts, device: torch.device, model: str) -> str:
+    """What the model in a folder predicts of texts, as CSV."""
+    classifier = load_classifier(model, task.labels, max_seq_length=args.max_seq_length)
+    classifier.model.to(device)
+    features = tokenize(texts.examples, classifier.tokenizer, args.max_seq_length, classifier.takes_token_types())
+    return as_predictions(texts, task.labels, classifier.predict(features, args.per_gpu_eval_batch_size))
 
 
 def checkpoint_results(
@@ -490,70 +564,74 @@ def checkpoint_results(
 # ---------------------------------------------------------------------------------- what is written
 
 
-def write_model(folder: Path, args, state: TrainState, classifier: Classifier, score: Score | None) -> None:
+def write_model(args, task: Task, state: TrainState, classifier: Classifier, score: Score | None, folder: Path) -> None:
     """Write an ordinary checkpoint: weights, config, tokenizer, and of a successor its card."""
     model = export_successor(state.model) if state.layers else state.model
     model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     if state.layers:
-        (folder / "README.md").write_text(card(args, state, score), encoding="utf-8", errors="replace")
+        (folder / "README.md").write_text(card(args, task, state, score), encoding="utf-8", errors="replace")
 
 
-def card(args, state: TrainState, score: Score | None) -> str:
+def copy_best(run_folder: Path, folder: Path) -> None:
+    """Write the model of `checkpoint-best`."""
+    shutil.copytree(run_folder / BEST, folder, ignore=shutil.ignore_patterns(RESULTS), dirs_exist_ok=True)
+
+
+def card(args, task: Task, state: TrainState, score: Score | None) -> str:
     """The README.md of the successor as it is now."""
-    source, task = args.model_name_or_path, TASKS[args.task_name]
+    source = args.model_name_or_path
     predecessor = Path(source).resolve().name if os.path.isdir(source) else source
     variant = getattr(args, "variant", None)
     name = Path(args.output_dir).resolve().name + (f" (variant {variant} of the method)" if variant else "")
-    return model_card(state, name, f"GLUE {task.folder}", predecessor, score.metrics if score else {})
+    return model_card(state, name, task.title, predecessor, score.metrics if score else {})
 
 
-def save_state(args, state: TrainState, classifier: Classifier, run: Run, score: Score | None, stopped=False) -> None:
+def save_state(state: TrainState, run: Run, write: Callable[[Path], None], stopped: bool = False) -> None:
     """Save a checkpoint from which the run can be resumed."""
     state.check_losses()
     state.check_weights()
-    run.save_state(state, lambda folder: write_model(folder, args, state, classifier, score), stopped)
+    run.save_state(state, write, stopped)
 
 
-def end_if_stopped(args, state: TrainState, classifier: Classifier, run: Run, score: Score | None) -> None:
+def end_if_stopped(args, state: TrainState, run: Run, write: Callable[[Path], None]) -> None:
     """Where a signal has asked for the end, save the state and end the process."""
     if run.stop_requested():
-        save_state(args, state, classifier, run, score, stopped=not is_multiple(state.step, args.save_steps))
+        save_state(state, run, write, stopped=not is_multiple(state.step, args.save_steps))
         run.end_stopped(state.step)
 
 
-def keep_if_best(args, state: TrainState, classifier: Classifier, score: Score, run: Run) -> None:
+def keep_if_best(task: Task, state: TrainState, score: Score, run: Run, write: Callable[[Path], None]) -> None:
     """Save checkpoint-best, with its results, where the main metric is better than that of the one there."""
-    task = TASKS[args.task_name]
 
-    def write(folder: Path) -> None:
-        write_model(folder, args, state, classifier, score)
+    def write_both(folder: Path) -> None:
+        write(folder)
         results = score.metrics | score.loyalty | {"step": state.step}
         (folder / RESULTS).write_text(as_results(results))
 
     best = run.best_results()
     if task.main_key not in best or score.main > best[task.main_key]:
-        run.save_best(write)
+        run.save_best(write_both)
 
 
-def finish(args, state: TrainState, run: Run, scores: dict[str, Score | None], n_parameters: int) -> None:
+def finish(args, task: Task, state: TrainState, run: Run, scores: dict[str, Score | None], n_parameters: int) -> None:
     """Write the record with its results, with which the run is finished, and print the comparison.
 
     Args:
         scores: "predecessor", "last", where there are any.
         n_parameters: of the model to start from.
     """
-    main_key, n_exported = TASKS[args.task_name].main_key, exported_parameters(state)
+    main_key, n_exported = task.main_key, exported_parameters(state)
     last, predecessor = scores["last"], scores["predecessor"]
-    results = {"steps": state.n_steps, "parameters": n_exported, "training_seconds": state.seconds}
+    results = {"steps": state.step, "parameters": n_exported, "training_seconds": state.seconds}
     results["metrics"] = last.metrics if last else {}
     rows = []
     if predecessor:
         results["predecessor"] = predecessor.recorded() | {"parameters": n_parameters}
         rows.append(("predecessor", results["predecessor"]))
     if last:
-        results["last"] = {"step": state.n_steps} | last.recorded() | {"parameters": n_exported}
-        rows.append((f"successor, last step ({state.n_steps})", results["last"]))
+        results["last"] = {"step": state.step} | last.recorded() | {"parameters": n_exported}
+        rows.append((f"successor, last step ({state.step})", results["last"]))
     if best := run.best_results():
         step = int(best.pop("step"))
         metrics = {key: value for key, value in best.items() if key in last.metrics}
@@ -561,7 +639,8 @@ def finish(args, state: TrainState, run: Run, scores: dict[str, Score | None], n
         results["best"] = {"step": step, "metrics": metrics, "main": best[main_key], "loyalty": loyalty}
         rows.append((f"successor, best step ({step})", results["best"] | {"parameters": n_exported}))
     run.finish(results)
-    logger.info("The %s is in %s", "successor" if state.layers else "model", run.folder)
+    of_best = f": that of checkpoint-best, step {results['best']['step']}" if args.early_stopping_patience else ""
+    logger.info("The %s is in %s%s", "successor" if state.layers else "model", run.folder, of_best)
     if predecessor and is_main():
         print(comparison(rows, main_key))
 
@@ -569,14 +648,17 @@ def finish(args, state: TrainState, run: Run, scores: dict[str, Score | None], n
 # ------------------------------------------------------------------------- before anything is written
 
 
-def describe_run(args, device: torch.device, train_examples: Examples, dev_examples: dict[str, Examples]) -> dict:
+def describe_run(args, device: torch.device, data: Data) -> dict:
     """What makes the results, but for the model to start from, for the run's record."""
-    task = TASKS[args.task_name]
+    task = data.task
+    names = {name: TASKS[name].dev if args.task_name else "--validation_file" for name in data.dev}
+    files = {names[name]: examples for name, examples in data.dev.items()}
+    files[task.train if args.task_name else "--train_file"] = data.train
     return records.describe(vars(args), device, Path(__file__).resolve().parent) | {
         "task": task.name,
         "main_metric": task.main_key,
         "variant": getattr(args, "variant", None),  # of the method, in scripts/ablate.py
-        "data": {task.train: train_examples.sha256} | {TASKS[n].dev: dev.sha256 for n, dev in dev_examples.items()},
+        "data": {name: examples.sha256 for name, examples in files.items()},
     }
 
 
@@ -600,10 +682,12 @@ def say(what: str, text: str) -> None:
     logger.info("%-12s %s", what, text)
 
 
-def announce_model(args, classifier: Classifier, train_examples: Examples, dev_examples: dict[str, Examples]) -> None:
+def announce_model(args, classifier: Classifier, data: Data) -> None:
     """Say what is trained on what."""
-    dev_rows = "".join(f", {len(dev.first):,} {name} dev rows" for name, dev in dev_examples.items())
-    say("Task", f"{args.task_name}: {len(train_examples.first):,} training rows{dev_rows}")
+    dev_rows = [f", {len(dev.first):,} {f'{name} ' * (len(data.dev) > 1)}dev rows" for name, dev in data.dev.items()]
+    say("Task", f"{data.task.name}: {len(data.train.first):,} training rows{''.join(dev_rows)}")
+    if not args.task_name:
+        say("Labels", listed(data.task.labels) if data.task.labels else "scores")
     model = classifier.model
     n_layer, n_parameters = model.config.get_text_config().num_hidden_layers, count_parameters(model)
     say(
@@ -653,7 +737,7 @@ def run_command(args, variant: Callable | None = None) -> None:
     if not is_main():  # the main process says it for all
         logging.disable(logging.WARNING)
     warn_about(args)
-    with one_line_errors("run_glue.py", ModelError, GlueDataError, LossError, torch.OutOfMemoryError, ConnectionError):
+    with one_line_errors("run_glue.py", ModelError, DataError, LossError, torch.OutOfMemoryError, ConnectionError):
         with processes.failing_together(), nullcontext() if args.no_fast_kernels else fast_kernels():
             main(args, variant)
         processes.leave()

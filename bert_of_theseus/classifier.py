@@ -209,22 +209,42 @@ def _check_tokens(source: ModelSource, classifier: Classifier, max_seq_length: i
         raise ModelError(f"{name}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds")
 
 
+def read_labels(source: ModelSource | str, cache_dir: str = "") -> tuple[str, ...] | None:
+    """The labels of a fine-tuned model, in the order of its outputs; None where it gives a score. ModelError as above.
+
+    Args:
+        source: where from; a text is its path.
+        cache_dir: for downloads, where the source is a text.
+    """
+    config = _load_config(ModelSource(source, cache_dir=cache_dir) if isinstance(source, str) else source)
+    if config.num_labels == 1:
+        return None
+    return tuple(str(config.id2label.get(output)) for output in range(config.num_labels))
+
+
+def places(labels: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Where each label is among the names, which are the same ones, if need be in another case; None: they are not."""
+    for spelt in (str, str.lower):
+        ours, theirs = [spelt(label) for label in labels], [spelt(name) for name in names]
+        if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
+            return [theirs.index(label) for label in ours]
+    return None
+
+
 def label_names(config, labels: Sequence[str] | None) -> list[str]:
     """The names of the model's outputs, in their order: by `label2id` where that has the task's labels."""
-    outputs = {str(name).lower(): output for name, output in (config.label2id or {}).items()}
-    if labels and sorted(outputs) == sorted(labels) and sorted(outputs.values()) == list(range(len(labels))):
+    outputs = {str(name): output for name, output in (config.label2id or {}).items()}
+    if labels and places(labels, list(outputs)) and sorted(outputs.values()) == list(range(len(labels))):
         return sorted(outputs, key=outputs.get)
     return [str(config.id2label.get(output)) for output in range(config.num_labels)]
 
 
 def label_order(labels: Sequence[str], names: list[str]) -> list[int]:
     """The output for each label, in a head whose outputs have these names."""
-    lowered = [name.lower() for name in names]
-    if sorted(lowered) == sorted(labels):
-        return [lowered.index(label) for label in labels]
-    if not all(name.startswith("label_") for name in lowered):
+    order = places(labels, names)
+    if order is None and not all(name.lower().startswith("label_") for name in names):
         logger.warning("The model calls its labels %s; they are taken as %s", ", ".join(names), ", ".join(labels))
-    return list(range(len(labels)))
+    return list(range(len(labels))) if order is None else order
 
 
 def positions(model: torch.nn.Module) -> int | None:

@@ -24,11 +24,11 @@ import torch
 import transformers
 
 import run_glue
+from bert_of_theseus import compress, export_successor, load_successor
 from bert_of_theseus.classifier import ModelSource, load_classifier
 from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
 from bert_of_theseus.run.processes import use_all_gpus
 from bert_of_theseus.training import TrainState
-from glue_processors import TASKS
 from replacement_scheduler import ConstantReplacementScheduler, ReplacementScheduler
 
 logger = logging.getLogger("ablate")
@@ -66,20 +66,16 @@ def all_trained(args: argparse.Namespace, state: TrainState) -> None:
 def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:
     """The pre-trained model's first layers are fine-tuned, with embeddings and a new head; nothing is replaced."""
     transformers.set_seed(args.seed)  # of the new head
-    labels = TASKS[args.task_name].labels
+    config = state.model.config
+    labels = None if config.num_labels == 1 else [config.id2label[output] for output in range(config.num_labels)]
     source = ModelSource(args.pretrained_model, cache_dir=args.cache_dir)
     pretrained = load_classifier(source, labels, new_head=True, max_seq_length=args.max_seq_length)
-    weights = pretrained.model.state_dict()
-    name = next(name for name, module in state.model.named_modules() if module is state.layers)
-    for key in [key for key in weights if key.startswith(f"{name}.")]:
-        layer = key.removeprefix(f"{name}.")
-        weight = weights.pop(key)
-        if int(layer.split(".")[0]) < len(state.layers.successor):
-            weights[f"{name}.successor.{layer}"] = weight
-        weights[f"{name}.predecessor.{layer}"] = weight
     try:
-        state.model.load_state_dict(weights)
-    except RuntimeError as error:
+        layers = compress(pretrained.model, len(state.layers.successor))
+        if len(layers.predecessor) != len(state.layers.predecessor):
+            raise ValueError("another number of layers")
+        load_successor(state.model, export_successor(pretrained.model))
+    except ValueError as error:
         raise UserError(f"--pretrained_model {args.pretrained_model}: not what the predecessor was made of") from error
     all_trained(args, state)
 

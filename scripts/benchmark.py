@@ -28,6 +28,8 @@ from torch.nn.functional import pad
 from bert_of_theseus import compress, export_successor, find_layers
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
 from bert_of_theseus.cpu_kernels import fast_kernels
+from bert_of_theseus.data.features import FeaturesCache
+from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import (
     OneLineParser,
     UserError,
@@ -39,7 +41,7 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
-from glue_processors import TASKS, FeaturesCache, GlueDataError, find_task, read_examples
+from glue_processors import TASKS, find_task, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = 4  # steps that one way makes before it is another one's turn
@@ -105,7 +107,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("benchmark.py", ModelError, GlueDataError, ValueError):
+    with one_line_errors("benchmark.py", ModelError, DataError, ValueError):
         if args.against and not (args.against / "run_glue.py").is_file():
             raise UserError(f"--against {args.against} holds no run_glue.py")
         setting = Setting(args)
@@ -144,7 +146,7 @@ class Setting:
         self.classifier.model.to(self.device)
         self.train, self.dev = (
             FeaturesCache([args.data_dir]).features(
-                task,
+                task.name,
                 split,
                 read_examples(task, args.data_dir, split),
                 self.classifier.tokenizer,

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""Compare successors with their predecessor on a task's dev set: score, loyalty, size, speed.
+"""Compare successors with their predecessor on a dev set: score, loyalty, size, speed.
 
     compare.py --task_name MRPC --data_dir glue_data/MRPC runs/predecessor runs/successor
+    compare.py --validation_file reviews/dev.csv runs/predecessor runs/successor
 
 Speed is the median of several rounds. In a round the models take turns, so that a busy machine slows them all alike.
 """
@@ -15,10 +16,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
+from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
+from bert_of_theseus.data.features import Features, FeaturesCache
+from bert_of_theseus.data.own_files import OwnFiles, read_own_files
+from bert_of_theseus.data.scores import DevSets
+from bert_of_theseus.data.task import Data, DataError
 from bert_of_theseus.run.command_line import OneLineParser, aligned, at_least, log_plainly, one_line_errors
-from glue_processors import TASKS, DevSets, Features, FeaturesCache, GlueDataError, find_task, read_dev_sets
+from bert_of_theseus.run.folder import arguments_of
+from glue_processors import TASKS, find_task, read_task
 from run_glue import count_parameters
 
 N_BATCHED, N_SINGLE = 256, 20  # the first rows of the dev set that each round times in batches and one by one
@@ -30,13 +36,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("predecessor", metavar="PREDECESSOR", help="a fine-tuned model: a folder or a name on the Hub")
     add("successors", metavar="SUCCESSOR", nargs="+", help="a model to compare with it, likewise")
-    add("--task_name", required=True, metavar="TASK", help=f"{', '.join(tasks)}; in any case")
-    add("--data_dir", required=True, help="the folder with the task's dev set")
+    add("--task_name", metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
+    add("--data_dir", help="the folder with the task's dev set")
+    add(
+        "--validation_file",
+        metavar="FILE",
+        help="a dev set of your own; its columns and metrics are those of the run that trained PREDECESSOR, unless "
+        "flags that run_glue.py has too name others",
+    )
+    for flag in ("text_column_names", "label_column_name", "positive_label", "metric_for_best_model"):
+        add(f"--{flag}", metavar="NAME", help="with --validation_file")
     add("--per_gpu_eval_batch_size", type=at_least(1), default=32, help="rows of a batch (default: %(default)s)")
     add("--max_seq_length", type=at_least(4), default=128, help="tokens; longer input is cut (default: %(default)s)")
     add("--rounds", type=at_least(1), default=5, help="timings of each model (default: %(default)s)")
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
     args = parser.parse_args(argv)
+    if args.validation_file:
+        if args.task_name or args.data_dir:
+            parser.error("--task_name and --data_dir are for GLUE's files, --validation_file is for your own")
+        return args
+    for flag in ("task_name", "data_dir"):
+        if getattr(args, flag) is None:
+            parser.error(f"--{flag} is missing")
     try:
         args.task_name = find_task(args.task_name).name
     except KeyError:
@@ -68,10 +89,19 @@ def n_bytes(path: str, model: torch.nn.Module) -> int:
     return sum(sizes) or sum(p.numel() * p.element_size() for p in model.parameters())
 
 
+def read_data(args: argparse.Namespace) -> Data:
+    """The task and its dev sets."""
+    if args.task_name:
+        return read_task(TASKS[args.task_name], args.data_dir, train=False, dev=True)
+    given = {name: value for name, value in vars(args).items() if value}
+    files = OwnFiles.of(arguments_of(args.predecessor) | {"train_file": None} | given)
+    return read_own_files(files, read_labels(args.predecessor), args.predecessor)
+
+
 def compare(args: argparse.Namespace) -> str:
-    """The table; ModelError or GlueDataError where a model or the data cannot be read."""
-    task, length = TASKS[args.task_name], args.max_seq_length
-    examples, cache = read_dev_sets(task, args.data_dir), FeaturesCache([args.data_dir])
+    """The table; ModelError or DataError where a model or the data cannot be read."""
+    data, length = read_data(args), args.max_seq_length
+    task, cache = data.task, FeaturesCache([args.data_dir or Path(args.validation_file).parent])
     device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
     paths = [args.predecessor, *args.successors]
     classifiers = [load_classifier(path, task.labels, max_seq_length=length) for path in paths]
@@ -80,15 +110,14 @@ def compare(args: argparse.Namespace) -> str:
         classifier.model.to(device)
         tokenizer, takes_types = classifier.tokenizer, classifier.takes_token_types()
         features = {
-            name: cache.features(TASKS[name], "dev", dev, tokenizer, length, takes_types)
-            for name, dev in examples.items()
+            name: cache.features(name, "dev", dev, tokenizer, length, takes_types) for name, dev in data.dev.items()
         }
         dev_sets = DevSets(task, features, args.per_gpu_eval_batch_size, scores[0] if scores else None)
         scores.append(dev_sets.score(classifier))
         models.append((classifier, features[task.name]))
     speeds = measure_speed(models, args.per_gpu_eval_batch_size, args.rounds)
 
-    head = [f"{task.folder} on {device}", *scores[0].metrics, "kept", *scores[-1].loyalty]
+    head = [f"{task.title} on {device}", *scores[0].metrics, "kept", *scores[-1].loyalty]
     table = [[*head, "layers", "parameters", "MB on disk", "sentences/s", "ms for one"]]
     for path, classifier, score, (in_batches, alone) in zip(paths, classifiers, scores, speeds, strict=True):
         model = classifier.model
@@ -103,7 +132,7 @@ def compare(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("compare.py", ModelError, GlueDataError), fast_kernels():
+    with one_line_errors("compare.py", ModelError, DataError), fast_kernels():
         print(compare(args))
 
 

@@ -21,16 +21,17 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, one_line_errors
 from bert_of_theseus.run.files import whole_files
-from glue_processors import TASKS, GlueDataError, Task, find_task, read_examples
+from glue_processors import TASKS, GlueTask, find_task, read_examples
 
 BASE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MRPC_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 CHUNK = 1 << 16  # bytes
 
 
-def files_of(folder_name: str) -> dict[str, tuple[Task, str, int]]:
+def files_of(folder_name: str) -> dict[str, tuple[GlueTask, str, int]]:
     """The files in one of GLUE's folders by name: the task, the split and the number of rows of each."""
     return {
         file: (task, split, n_rows)
@@ -44,14 +45,14 @@ def check(folder_name: str, folder: Path) -> dict[str, int]:
     """Read the files of one of GLUE's folders and count their rows. Some copies are one row off: that is a warning.
 
     Raises:
-        GlueDataError: a file is missing or damaged, or more than one row off.
+        DataError: a file is missing or damaged, or more than one row off.
     """
     counts = {}
     for file, (task, split, expected) in files_of(folder_name).items():
         counts[file] = len(read_examples(task, folder, split).first)
         difference = f"{file} has {counts[file]:,} rows, expected {expected:,}"
         if abs(counts[file] - expected) > 1:
-            raise GlueDataError(difference)
+            raise DataError(difference)
         if counts[file] != expected:
             print(f"{folder_name}: warning: {difference}", file=sys.stderr)
     return counts
@@ -165,11 +166,11 @@ def install(folder_name: str, args: argparse.Namespace) -> str:
 
     Raises:
         UserError: a download failed or is damaged. The folder is left as it was.
-        GlueDataError: the files are not GLUE's. The folder is left as it was.
+        DataError: the files are not GLUE's. The folder is left as it was.
     """
     folder, working = args.glue_dir / folder_name, args.glue_dir / ".download"
     if not args.overwrite:
-        with contextlib.suppress(GlueDataError):
+        with contextlib.suppress(DataError):
             check(folder_name, folder)
             return f"already in {folder}"
     working.mkdir(parents=True, exist_ok=True)
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.tasks:
         try:
             print(f"{name}: {install(name, args)}", flush=True)
-        except (UserError, GlueDataError, OSError) as error:
+        except (UserError, DataError, OSError) as error:
             print(f"{name}: failed: {error}", file=sys.stderr)
             n_failures += 1
     with contextlib.suppress(OSError):  # the folder holds a part to continue, or was never made

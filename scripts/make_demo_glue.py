@@ -16,7 +16,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, one_line_errors
 from bert_of_theseus.run.files import write_whole
-from glue_processors import TASKS, Task, find_task
+from glue_processors import TASKS, GlueTask, find_task
 
 PEOPLE = "doctor lawyer teacher writer actor cook painter driver student scientist guest singer pilot farmer".split()
 MISMATCHED_PEOPLE = "king queen knight guard captain robber wizard jester prince priest monk duke sailor poet".split()
@@ -262,7 +262,7 @@ LAYOUTS = {
 }
 
 
-def draw_rows(task: Task, file: str, n_rows: int, seed: int, taken: set) -> list[tuple[str, Sentences]]:
+def draw_rows(task: GlueTask, file: str, n_rows: int, seed: int, taken: set) -> list[tuple[str, Sentences]]:
     """Draw the label and the sentences of each row of a file: none that are in `taken`, where the new ones are added.
 
     Raises:
@@ -286,7 +286,7 @@ def draw_rows(task: Task, file: str, n_rows: int, seed: int, taken: set) -> list
     return rows
 
 
-def file_text(task: Task, split: str, rows: list[tuple[str, Sentences]]) -> str:
+def file_text(task: GlueTask, split: str, rows: list[tuple[str, Sentences]]) -> str:
     """The file's header, where GLUE has one, and its rows, with "-" in columns that nobody reads."""
     layout = LAYOUTS[task.folder]
     columns = (getattr(layout, split) or layout.train).split(",")

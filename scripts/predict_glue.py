@@ -1,11 +1,15 @@
 #!/usr/bin/env python
-"""Predict GLUE's test sets with fine-tuned models, in the files that the leaderboard takes.
+"""Predict with fine-tuned models: files of your own, or GLUE's test sets in the files that the leaderboard takes.
 
-One task, into its file in OUTPUT_DIR (for MNLI, one each for matched and mismatched):
+A file of your own, .csv, .tsv, .json or .jsonl, into a .csv with a row for each text, in order:
+
+    predict_glue.py --model_name_or_path runs/reviews --test_file new.csv --output_file predictions.csv
+
+One task of GLUE, into its file in OUTPUT_DIR (for MNLI, one each for matched and mismatched):
 
     predict_glue.py --model_name_or_path runs/MRPC --task_name MRPC --data_dir glue_data/MRPC --output_dir predictions
 
-All tasks, from a folder that holds one run of run_glue.py for each, into OUTPUT_DIR/submission.zip:
+All tasks of GLUE, from a folder that holds one run of run_glue.py for each, into OUTPUT_DIR/submission.zip:
 
     predict_glue.py --runs_dir runs --data_dir glue_data --output_dir predictions
 
@@ -19,18 +23,22 @@ import logging
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bert_of_theseus.classifier import ModelError, load_classifier
+from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
+from bert_of_theseus.data.features import tokenize
+from bert_of_theseus.data.own_files import OwnFiles, as_predictions, read_texts
+from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import whole_file, write_whole
-from bert_of_theseus.run.folder import BEST, read_record
-from glue_processors import TASKS, Examples, GlueDataError, Task, find_task, read_examples, tokenize
+from bert_of_theseus.run.folder import BEST, arguments_of, read_record
+from glue_processors import TASKS, GlueTask, find_task, read_examples
 
 logger = logging.getLogger("predict_glue")
 
@@ -42,7 +50,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as it can be without looking at files."""
     parser = OneLineParser(prog="predict_glue.py", description=__doc__)
     add = parser.add_argument
-    add("--model_name_or_path", help="one task: the fine-tuned model, a folder or a name on the Hub")
+    add("--model_name_or_path", help="one file or task: the fine-tuned model, a folder or a name on the Hub")
+    add("--test_file", metavar="FILE", help="one file: the texts")
+    add("--output_file", type=Path, metavar="OUT.csv", help="one file: the texts, what is predicted, probabilities")
+    add(
+        "--text_column_names",
+        metavar="NAME[,NAME]",
+        help="one file: columns of the texts (default: those of the training; else sentence, or sentence1,sentence2)",
+    )
     add("--task_name", metavar="TASK", help=f"one task: {', '.join(TASKS)}; in any case")
     add("--runs_dir", type=Path, help="all tasks: a folder of runs, one a task, told by its run.json or its name")
     add("--data_dir", type=Path, help="one task: the folder with its test file; all tasks: the folder of those folders")
@@ -62,7 +77,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.check:
         return args
     needed = ["data_dir", "output_dir"]
-    if not args.runs_dir:
+    if args.test_file:
+        needed = ["model_name_or_path", "output_file"]
+        if args.task_name or args.runs_dir or args.data_dir or args.output_dir:
+            parser.error("--test_file is for your own data: it needs --model_name_or_path and --output_file alone")
+    elif args.output_file or args.text_column_names:
+        parser.error("--output_file and --text_column_names are for a --test_file")
+    elif not args.runs_dir:
         needed += ["model_name_or_path", "task_name"]
     elif args.model_name_or_path or args.task_name:
         parser.error("--runs_dir is for all tasks: leave out --model_name_or_path and --task_name")
@@ -78,14 +99,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def input_length(model: str | Path, args: argparse.Namespace) -> int:
     """Tokens to which the model's input is cut: as given, else as in the run that trained it."""
-    if args.max_seq_length:
-        return args.max_seq_length
-    folder = Path(model).parent if Path(model).name.startswith("checkpoint-") else Path(model)
-    record = read_record(folder)
-    return record["arguments"]["max_seq_length"] if record else 128
+    return args.max_seq_length or arguments_of(model).get("max_seq_length", 128)
 
 
-def predict_tasks(model: str | Path, tests: dict[Task, Examples], args: argparse.Namespace) -> dict[Task, list[str]]:
+def load(model: str | Path, labels: Sequence[str] | None, args: argparse.Namespace) -> Classifier:
+    classifier = load_classifier(str(model), labels, max_seq_length=input_length(model, args))
+    classifier.model.to("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
+    return classifier
+
+
+def predict(classifier: Classifier, examples: Examples, length: int, batch_size: int) -> np.ndarray:
+    """Logits (rows, labels) in the task's order, or (rows, 1) scores; UserError where one is not a finite number."""
+    features = tokenize(examples, classifier.tokenizer, length, classifier.takes_token_types())
+    logits = classifier.predict(features, batch_size)
+    if not np.isfinite(logits).all():
+        model = classifier.model.name_or_path
+        raise UserError(f"{model}: its outputs are not finite numbers; something went wrong in its training")
+    return logits
+
+
+def predict_file(args: argparse.Namespace) -> None:
+    """Predict a file of one's own, into output_file."""
+    model = args.model_name_or_path
+    if args.output_file.resolve() == Path(args.test_file).resolve():
+        raise UserError(f"--output_file {args.output_file} is the --test_file; name another")
+    files = OwnFiles.of(arguments_of(model) | {name: value for name, value in vars(args).items() if value})
+    texts, labels = read_texts(args.test_file, files), read_labels(model)
+    classifier, length = load(model, labels, args), input_length(model, args)
+    logits = predict(classifier, texts.examples, length, args.per_gpu_eval_batch_size)
+    args.output_file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output_file, as_predictions(texts, labels, logits))
+    print(args.output_file)
+
+
+def predict_tasks(
+    model: str | Path, tests: dict[GlueTask, Examples], args: argparse.Namespace
+) -> dict[GlueTask, list[str]]:
     """For each task the predictions of all rows, as text for the leaderboard, all by the same model.
 
     Args:
@@ -96,14 +145,10 @@ def predict_tasks(model: str | Path, tests: dict[Task, Examples], args: argparse
         UserError: an output is not a finite number.
     """
     labels, length, predictions = next(iter(tests)).labels, input_length(model, args), {}
-    classifier = load_classifier(str(model), labels, max_seq_length=length)
-    classifier.model.to("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
+    classifier = load(model, labels, args)
     for task, examples in tests.items():
         logger.info("%s: %s rows by %s", task.submission_file, f"{len(examples.first):,}", model)
-        features = tokenize(examples, classifier.tokenizer, length, classifier.takes_token_types())
-        logits = classifier.predict(features, args.per_gpu_eval_batch_size)
-        if not np.isfinite(logits).all():
-            raise UserError(f"{model}: its outputs are not finite numbers; something went wrong in its training")
+        logits = predict(classifier, examples, length, args.per_gpu_eval_batch_size)
         if labels:
             predictions[task] = [labels[i] for i in logits.argmax(1)]
         else:
@@ -159,8 +204,8 @@ def predict_all(args: argparse.Namespace) -> None:
     if missing and not args.fill_missing:
         reason = f"{args.runs_dir} holds no run of {', '.join(missing)}"
         raise UserError(f"{reason}: the submission would be incomplete; --fill_missing gives them one label")
-    tests: dict[str, dict[Task, Examples]] = {name: {} for name in runs}  # by the task whose model predicts them
-    predictions: dict[Task, list[str]] = {}
+    tests: dict[str, dict[GlueTask, Examples]] = {name: {} for name in runs}  # by the task whose model predicts them
+    predictions: dict[GlueTask, list[str]] = {}
     for task in TASKS.values():
         name = task.predicted_by or task.name
         if name in runs:
@@ -203,7 +248,7 @@ def check_submission(path: Path) -> list[str]:
     return problems
 
 
-def check_file(task: Task, data: bytes) -> list[str]:
+def check_file(task: GlueTask, data: bytes) -> list[str]:
     """What is wrong with one task's file: the header, the first wrong line, the number of rows."""
     name, n_rows = task.submission_file, task.rows[2]
     header, *rows = data.decode(errors="replace").splitlines() or [""]
@@ -220,7 +265,7 @@ def check_file(task: Task, data: bytes) -> list[str]:
     return problems
 
 
-def check_row(task: Task, index: int, line: str) -> str:
+def check_row(task: GlueTask, index: int, line: str) -> str:
     """What is wrong with the row of this index; empty where nothing is."""
     found, _, prediction = line.partition("\t")
     if found != str(index):
@@ -246,9 +291,11 @@ def report(path: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("predict_glue.py", ModelError, GlueDataError), fast_kernels():
+    with one_line_errors("predict_glue.py", ModelError, DataError), fast_kernels():
         if args.check:
             report(args.check)
+        elif args.test_file:
+            predict_file(args)
         elif args.runs_dir:
             predict_all(args)
         else:

@@ -29,9 +29,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from summarize import ABLATIONS, COMPARED, CONSTANT_RATE, FIRST_RATE, RATES, Cell, best_cell, fill_in, read_results
 
+from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, one_line_errors
 from bert_of_theseus.run.files import write_whole
-from glue_processors import TASKS, GlueDataError, find_task, read_examples
+from glue_processors import TASKS, find_task, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
@@ -340,7 +341,7 @@ def make_all(grid: Grid, runner: Runner) -> None:
 
 def main() -> None:
     args = parse_args()
-    with one_line_errors("reproduce.py", GlueDataError):
+    with one_line_errors("reproduce.py", DataError):
         check_grid(args)
         grid = Grid(args)
         runner = Runner(grid)

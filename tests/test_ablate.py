@@ -19,8 +19,9 @@ from transformers import AutoModelForSequenceClassification, BertModel
 import run_glue
 from bert_of_theseus import compress, export_successor
 from bert_of_theseus.classifier import load_classifier
+from bert_of_theseus.data.features import tokenize
 from bert_of_theseus.training import micro_batch, train_step
-from glue_processors import TASKS, read_examples, tokenize
+from glue_processors import TASKS, read_examples
 
 ROOT = Path(__file__).parents[1]
 LINEAR = "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.1".split()

@@ -22,8 +22,9 @@ from transformers import (
 
 import run_glue
 from bert_of_theseus.classifier import load_classifier
+from bert_of_theseus.data.scores import compute_loyalty, compute_metrics
 from bert_of_theseus.run.processes import launch_command
-from glue_processors import TASKS, compute_loyalty, compute_metrics, read_examples
+from glue_processors import TASKS, read_examples
 
 ROOT = Path(__file__).parents[1]
 
@@ -545,7 +546,7 @@ COMPRESS = [*TRAIN, "--replacing_rate", 0.5, "--steps_for_replacing", 1]
         ([*TRAIN, "--replacing_rate", "nan"], "a probability in (0, 1], not nan"),
         ([*COMPRESS, "--scc_n_layer", 3], "4 layers do not make 3 equal modules: scc_n_layer can be 1, 2, 4"),
         (["--do_train", "--learning_rate", "nan"], "--learning_rate: nan is not at least 0"),
-        (["--do_train", "--per_gpu_train_batch_size", 0], "--per_gpu_train_batch_size: 0 is not at least 1"),
+        (["--do_train", "--per_gpu_train_batch_size", 0], "train_batch_size: 0 is not at least 1"),
         (["--do_train", "--gradient_accumulation_steps", 99], "--gradient_accumulation_steps 99: 20 rows make fewer"),
         ([*TRAIN, "--max_seq_length", 100], "takes at most 66 tokens, not a max_seq_length of 100"),
         ([*TRAIN, "--seed", 2**32], "--seed 4294967296 is not below 2**32"),

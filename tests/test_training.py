@@ -8,6 +8,7 @@ from conftest import save_bert
 from transformers import AlbertConfig, AlbertForSequenceClassification, AutoModelForSequenceClassification
 
 from bert_of_theseus import compress
+from bert_of_theseus.data.features import Features
 from bert_of_theseus.training import (
     LossError,
     TrainState,
@@ -19,7 +20,6 @@ from bert_of_theseus.training import (
     train_batches,
     train_step,
 )
-from glue_processors import Features
 from replacement_scheduler import LinearReplacementScheduler
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

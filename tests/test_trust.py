@@ -18,8 +18,9 @@ from test_run_glue import arguments, read_results, run_here
 from transformers import AutoConfig
 
 from bert_of_theseus.classifier import ModelError, load_classifier
+from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.folder import STATE
-from glue_processors import TASKS, GlueDataError, read_examples
+from glue_processors import TASKS, read_examples
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,7 +179,7 @@ def test_a_mutated_tsv_file_is_read_as_the_simplest_code_reads_it_or_refused_wit
         path.write_bytes(mutated(original, rng))
         try:
             examples = read_examples(TASKS[name], tmp_path, "train")
-        except GlueDataError as error:
+        except DataError as error:
             assert str(error).startswith(f"{path}:") and "\n" not in str(error)
             continue
         n_read += 1

@@ -44,6 +44,13 @@ def read_record(folder: Path) -> dict | None:
     return None
 
 
+def arguments_of(model: str | Path) -> dict:
+    """The arguments of the run that trained a model, which lies in its folder or is one of its checkpoints."""
+    path = Path(model)
+    record = read_record(path.parent if path.name.startswith("checkpoint-") else path)
+    return record["arguments"] if record else {}
+
+
 def is_finished(record: dict) -> bool:
     return "end" in record
 

@@ -67,9 +67,9 @@ def model_sha256(model: torch.nn.Module, tokenizer, config: dict) -> str:
 
 # Arguments that a resumed run may change: names, places (the contents are compared), and what changes no weight.
 FREE = (
-    "data_dir model_name_or_path config_name tokenizer_name cache_dir output_dir overwrite_output_dir overwrite_cache "
-    "resume do_eval eval_all_checkpoints logging_steps save_steps save_total_limit per_gpu_eval_batch_size model_type "
-    "fp16_opt_level local_rank"
+    "data_dir train_file validation_file test_file model_name_or_path config_name tokenizer_name cache_dir output_dir "
+    "overwrite_output_dir overwrite_cache resume do_eval eval_all_checkpoints logging_steps save_steps "
+    "save_total_limit per_gpu_eval_batch_size model_type fp16_opt_level local_rank"
 ).split()
 
 
