@@ -298,7 +298,8 @@ def main(args, variant: Callable | None = None) -> None:
             if state.layers:
                 run.write("README.md", card(args, data.task, state, last))
         if args.do_eval:
-            results = run.best_results() if args.early_stopping_patience else dict(last.metrics)
+            found = run.best_results() if args.early_stopping_patience else last.metrics
+            results = {name: found[name] for name in last.metrics}
             if args.eval_all_checkpoints:
                 stop_between = partial(end_if_stopped, args, state, run, partial(write, last))
                 results |= checkpoint_results(args, dev_sets, device, run.checkpoints(), stop_between)

@@ -95,11 +95,11 @@ def read_own_files(files: OwnFiles, model_labels: tuple[str, ...] | None = None,
         labels, origin = find_classes(train), files.train
     named_after = Path(files.train or files.validation).resolve()
     task = own_task(f"{named_after.parent.name}/{named_after.stem}", labels, files)
-    dev = {}
+    train_set, dev = train and labelled(train, task, origin, files), {}
     if files.validation:
         table = read_table(files.validation, files.text_columns, files.label_column)
         dev[task.name] = labelled(table, task, origin, files)
-    return Data(task, train and labelled(train, task, origin, files), dev)
+    return Data(task, train_set, dev)
 
 
 def own_task(name: str, labels: tuple[str, ...] | None, files: OwnFiles) -> Task:
@@ -206,7 +206,7 @@ def as_predictions(texts: Texts, labels: tuple[str, ...] | None, logits: np.ndar
         logits: (rows, labels) in the order of the labels, or (rows, 1) scores.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     columns = [texts.examples.first, *([] if texts.examples.second is None else [texts.examples.second])]
     if labels:
         writer.writerow([*texts.columns, "prediction", *(f"probability_{label}" for label in labels)])
