@@ -18,7 +18,8 @@ def rows_of_table(capsys, task: str, data, *models) -> list[dict[str, str]]:
     flags = ["--task_name", task, "--data_dir", data, "--max_seq_length", 32, "--rounds", 1, "--no_cuda"]
     compare.main(compare.parse_args([str(a) for a in [*models, *flags]]))
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.startswith(f"GLUE {TASKS[task].folder} on cpu ") and [row.split()[0] for row in rows] == [*map(str, models)]
+    assert head.startswith(f"GLUE {TASKS[task].folder} on cpu ")
+    assert [row.split()[0] for row in rows] == [*map(str, models)]
     columns = head.replace("MB on disk", "MB").replace("ms for one", "ms").split()[4:]
     return [dict(zip(columns, row.replace(" %", "").split()[1:], strict=True)) for row in rows]
 

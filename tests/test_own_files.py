@@ -8,6 +8,7 @@ import compare
 import numpy as np
 import predict_glue
 import pytest
+import summarize
 from conftest import BAD, GOOD, save_bert, write_glue
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
@@ -315,6 +316,19 @@ def test_two_models_are_compared_on_a_file(reviews, predecessor, tmp_path, capsy
     assert head.startswith(f"{reviews.name}/dev on cpu") and "macro_f1" in head and "label_loyalty" in head
     recorded = json.loads((tmp_path / "out" / "run.json").read_text())
     assert f"{recorded['predecessor']['main']:.4f}" in first and f"{recorded['last']['main']:.4f}" in second
+
+
+def test_runs_of_own_files_are_summarised_with_pictures(reviews, predecessor, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for seed in (1, 2):
+        flags = [*COMPRESS, "--seed", seed, "--metric_for_best_model", "macro_f1"]
+        run_here(*own(reviews, tmp_path / f"runs/{seed}", predecessor, *NAMES, *flags))
+    capsys.readouterr()
+    summarize.summarize(tmp_path / "runs", tmp_path / "summary", None)
+    (row,) = csv.DictReader((tmp_path / "summary" / "summary.csv").read_text().splitlines())
+    assert (row["task"], row["metric"], row["seeds"]) == (f"{reviews.name}/train", "macro_f1", "2")
+    names = ["summary_replacing_rate.png", "summary_run.png"]
+    assert sorted(path.name for path in (tmp_path / "summary").glob("*.png")) == names
 
 
 @pytest.mark.parametrize(

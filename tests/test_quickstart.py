@@ -51,6 +51,7 @@ def test_a_whole_call_and_a_second_one_that_reuses_all(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "DEMO SET" in first.stderr
     head, predecessor, successor = first.stdout.splitlines()[-3:]
-    assert head.startswith("GLUE RTE on c") and predecessor.startswith("predecessor") and successor.startswith("successor")
+    assert head.startswith("GLUE RTE on c")
+    assert predecessor.startswith("predecessor") and successor.startswith("successor")
     second = quickstart(*flags, root=root)
     assert second.returncode == 0 and second.stderr.count("nothing is left to train") == 2

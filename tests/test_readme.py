@@ -94,7 +94,7 @@ def test_the_commands_are_accepted_as_they_stand():
                 parsers[Path(words[at]).stem](words[at + 1 :])
                 parsed.append((document.name, Path(words[at]).stem))
     found = {name for document, name in parsed if document == "README.md"}
-    assert parsed.count(("README.md", "run_glue")) == 4
+    assert parsed.count(("README.md", "run_glue")) == 6
     assert found == {"run_glue", "download_glue", "predict_glue", "summarize", "compare", "benchmark"}
 
 

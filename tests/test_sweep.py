@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,6 +137,26 @@ def test_list_prints_one_command_for_each_unfinished_setting_and_runs_nothing(se
     assert [seed for seed, *_ in found.values()] == [42] * 6 + [43] * 5  # all settings with the first seed first
 
 
+def test_files_of_ones_own_take_the_place_of_tasks(settings, tmp_path):
+    own = {name: settings[name] for name in ("KS", "OUTPUT_DIR")} | {"PREDECESSOR": f"{settings['PREDECESSORS']}/MRPC"}
+    for name in ("TRAIN_FILE", "VALIDATION_FILE"):
+        own[name] = str(tmp_path / "the data" / f"{name}.csv")
+        Path(own[name]).write_text("sentence,label\n")
+    (command,) = sweep(own, "--list").stdout.splitlines()
+    args = run_glue.parse_args(shlex.split(command)[2:])
+    assert (args.train_file, args.validation_file) == (own["TRAIN_FILE"], own["VALIDATION_FILE"])
+    assert (args.model_name_or_path, args.task_name) == (own["PREDECESSOR"], None)
+    assert args.output_dir == f"{settings['OUTPUT_DIR']}/own/linear-rate0.3-k0.1-lr2e-5-seed42"
+    for changes, message in [
+        ({"VALIDATION_FILE": ""}, "VALIDATION_FILE is not set"),
+        ({"TRAIN_FILE": "/no.csv"}, "TRAIN_FILE: there is no file /no.csv"),
+        ({"PREDECESSOR": "/nowhere"}, "PREDECESSOR: there is no model in /nowhere"),
+        ({"TASKS": "MRPC"}, "TRAIN_FILE is for your own data: unset GLUE_DIR, TASKS, PREDECESSORS"),
+    ]:
+        done = sweep(own | changes)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("visible", "expected"), [(None, {"0", "1"}), ("5,GPU-3f", {"5", "GPU-3f"}), ("", {""})])
 def test_each_visible_gpu_has_one_run_at_a_time(settings, fakes, visible, expected):
     settings |= fakes | {"SEEDS": "1 2 3 4", "RUN_SECONDS": "0.2"}
@@ -191,5 +212,6 @@ def test_help_names_every_variable(settings):
     done = sweep({}, "--help")
     assert done.returncode == 0 and not done.stderr
     assert all(len(line) <= 120 for line in done.stdout.splitlines())
-    for name in (*settings, "LEARNING_RATES", "REPLACING_RATES", "STEPS", "SEEDS", "PYTHON", "CUDA_VISIBLE_DEVICES"):
+    names = "TRAIN_FILE VALIDATION_FILE PREDECESSOR LEARNING_RATES REPLACING_RATES STEPS SEEDS PYTHON".split()
+    for name in (*settings, *names, "CUDA_VISIBLE_DEVICES"):
         assert name in done.stdout
