@@ -44,9 +44,9 @@ METRICS = {
 # Arguments that are no part of a setting: the seed, over which scores are averaged; what has a column of its own;
 # names and places; and what changes no score.
 NO_SETTING = set(
-    "seed task_name scheduler_type variant data_dir train_file validation_file test_file output_dir overwrite_output_dir resume cache_dir overwrite_cache "
-    "save_steps save_total_limit eval_all_checkpoints per_gpu_eval_batch_size do_train no_cuda model_type "
-    "fp16_opt_level local_rank pretrained_model".split()
+    "seed task_name scheduler_type variant data_dir train_file validation_file test_file output_dir "
+    "overwrite_output_dir resume cache_dir overwrite_cache save_steps save_total_limit eval_all_checkpoints "
+    "per_gpu_eval_batch_size do_train no_cuda model_type fp16_opt_level local_rank pretrained_model".split()
 )
 
 
@@ -494,7 +494,8 @@ def draw_replacing_rates(settings: list[Setting], figure) -> None:
                 axis.errorbar(*zip(*points, strict=True), fmt="o-", color=colour, capsize=4, label=label)
         predecessor = 100 * mean(scores((run for setting in ours for run in setting), "predecessor"))
         axis.axhline(predecessor, color=GREY, linestyle="--", label="predecessor")
-        axis.set(title=TASKS[task].folder if task in TASKS else task, ylabel=f"{METRICS[ours[0][0].metric]}, %", xlim=(0, 1.05))
+        title, metric = TASKS[task].folder if task in TASKS else task, METRICS[ours[0][0].metric]
+        axis.set(title=title, ylabel=f"{metric}, %", xlim=(0, 1.05))
         axis.set_xlabel("replacing rate (constant, or at the start)")
         axis.grid(axis="y", alpha=0.3)
         axis.legend(fontsize=9)

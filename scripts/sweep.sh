@@ -14,7 +14,8 @@ CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to ru
   OUTPUT_DIR      where the runs go: $OUTPUT_DIR/MRPC/linear-rate0.3-k0.0006-lr2e-5-seed42 and so on
   TASKS           the tasks, named as those folders are: "MRPC RTE"
   TRAIN_FILE, VALIDATION_FILE, PREDECESSOR
-                  data of your own and the model fine-tuned on them, in place of GLUE_DIR, TASKS and PREDECESSORS
+                  data of your own and the model fine-tuned on them, in place of GLUE_DIR, TASKS and PREDECESSORS; the
+                  runs go to $OUTPUT_DIR/own, and names of columns come after --
   LEARNING_RATES  default: "2e-5"
   REPLACING_RATES default: "0.3"; the constant rate, or the one that the linear schedule starts from
   KS              linear schedule: what the rate gains each step; it is 1 after (1 - rate) / k steps
