@@ -298,14 +298,7 @@ def main(args, variant: Callable | None = None) -> None:
             if state.layers:
                 run.write("README.md", card(args, data.task, state, last))
         if args.do_eval:
-            found = run.best_results() if args.early_stopping_patience else last.metrics
-            results = {name: found[name] for name in last.metrics}
-            if args.eval_all_checkpoints:
-                stop_between = partial(end_if_stopped, args, state, run, partial(write, last))
-                results |= checkpoint_results(args, dev_sets, device, run.checkpoints(), stop_between)
-            run.write(RESULTS, as_results(results))
-            if not args.evaluate_during_training:  # after the last moment at which a signal stops the run
-                run.log(state.step, last.logged())
+            write_results(args, state, dev_sets, run, last, partial(write, last))
         if texts:
             processes.wait_for_all()  # for the files of the model
             run.write("predictions.csv", predict_texts(args, data.task, texts, device, str(run.folder)))
@@ -537,6 +530,20 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     if is_main():
         write_whole(folder / RESULTS, as_results(results))
         print(json.dumps(score.logged()))
+
+
+def write_results(
+    args, state: TrainState, dev_sets: DevSets, run: Run, last: Score, write: Callable[[Path], None]
+) -> None:
+    """Write the metrics of the run's model, and those of its checkpoints, where they are asked for."""
+    found = run.best_results() if args.early_stopping_patience else last.metrics
+    results = {name: found[name] for name in last.metrics}
+    if args.eval_all_checkpoints:
+        stop_between = partial(end_if_stopped, args, state, run, write)
+        results |= checkpoint_results(args, dev_sets, state.device, run.checkpoints(), stop_between)
+    run.write(RESULTS, as_results(results))
+    if not args.evaluate_during_training:  # after the last moment at which a signal stops the run
+        run.log(state.step, last.logged())
 
 
 def predict_texts(args, task: Task, texts: Texts, device: torch.device, model: str) -> str:

@@ -16,8 +16,9 @@ from test_run_glue import read_results, run_as_command, run_here
 from transformers import AutoConfig
 
 import run_glue
-from bert_of_theseus.data.own_files import OwnFiles, read_own_files, read_table, read_texts
+from bert_of_theseus.data.own_files import OwnFiles, read_own_files, read_texts
 from bert_of_theseus.data.scores import compute_metrics
+from bert_of_theseus.data.tables import read_table
 from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.run import Run
 from glue_processors import TASKS, read_examples

@@ -1,13 +1,10 @@
-"""Files of one's own as data: .csv, .tsv, .json and .jsonl, with columns of texts and a column of labels."""
+"""Files of one's own as a task: its classes, its examples, and what is predicted of new texts."""
 
 import csv
-import hashlib
 import io
-import json
 import math
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from bert_of_theseus.data.task import Data, DataError, Examples, Task, numbered_lines, without_end
+from bert_of_theseus.data.tables import Table, read_table
+from bert_of_theseus.data.task import Data, DataError, Examples, Task
 
 WHOLE_NUMBER = re.compile(r"-?\d+")
 SHOWN = 10  # of the names in a message
@@ -49,29 +47,12 @@ class OwnFiles:
         return cls(
             train=given.get("train_file", ""),
             validation=given.get("validation_file", ""),
-            text_columns=tuple(given["text_column_names"].split(",")) if "text_column_names" in given else (),
+            text_columns=tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(",")))),
             label_column=given.get("label_column_name", cls.label_column),
             do_regression=given.get("do_regression", False),
             positive_label=given.get("positive_label", ""),
             main_metric=given.get("metric_for_best_model", ""),
         )
-
-
-class Table(NamedTuple):
-    """What is read of a file."""
-
-    path: Path
-    columns: tuple[str, ...]  # of the texts
-    texts: list[list[str]]  # a list of rows for each of these columns
-    labels: list  # as the file has them
-    places: list[str]  # of each row, after the path: a line or, in a list of JSON, a row
-    sha256: str  # of the file
-
-    def examples(self, labels: np.ndarray | None, made_by: object) -> Examples:
-        """The rows with these labels; `made_by` is what the labels depend on beside the file."""
-        parts = json.dumps([self.sha256, self.columns, made_by])
-        second = self.texts[1] if len(self.texts) > 1 else None
-        return Examples(self.texts[0], second, labels, hashlib.sha256(parts.encode()).hexdigest())
 
 
 # --------------------------------------------------------------------------------------------- tasks
@@ -216,123 +197,3 @@ def as_predictions(texts: Texts, labels: tuple[str, ...] | None, logits: np.ndar
         found = [[f"{score:.6g}"] for score in logits[:, 0]]
     writer.writerows([*row, *values] for *row, values in zip(*columns, found, strict=True))
     return text.getvalue()
-
-
-# --------------------------------------------------------------------------------------------- files
-
-
-def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: str | None) -> Table:
-    """Read what is needed of a file.
-
-    Args:
-        path: of a .csv (RFC 4180), a .tsv (without quoting, as GLUE's), a .jsonl (one object a line), or a .json (the
-            same, or a list of objects).
-        text_columns: empty: `sentence`, or else `sentence1` and `sentence2`.
-        label_column: None: the labels are not read.
-
-    Raises:
-        DataError: another suffix, no such file, not UTF-8, no rows, a missing column, a row with more or fewer
-            columns than the header has, a text that is none.
-    """
-    path, digest = Path(path), hashlib.sha256()
-    if path.suffix.lower() not in READERS:
-        raise DataError(f"{path}: {path.suffix or 'no suffix'} is not known; there are {', '.join(READERS)}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    columns, texts, labels, places = text_columns, [[] for _ in text_columns], [], []
-    for place, row in READERS[path.suffix.lower()](path, digest):
-        if not places:
-            columns = columns or choose_text_columns(path, tuple(row))
-            texts = [[] for _ in columns]
-        places.append(place)
-        for name in columns if label_column is None else (*columns, label_column):
-            if name not in row:
-                raise DataError(f"{path}{place}: no column {name!r}; there are {', '.join(map(repr, row))}")
-        for name, column in zip(columns, texts, strict=True):
-            if not isinstance(row[name], str):
-                raise DataError(f"{path}{place}: {name!r} is {json.dumps(row[name])[:40]}; expected text")
-            column.append(row[name])
-        if label_column is not None:
-            labels.append(row[label_column])
-    if not places:
-        raise DataError(f"{path}: no rows")
-    return Table(path, columns, texts, labels, places, digest.hexdigest())
-
-
-def choose_text_columns(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that are there by their usual names; DataError where there are none."""
-    for usual in (("sentence",), ("sentence1", "sentence2")):
-        if set(usual) <= set(names):
-            return usual
-    raise DataError(
-        f"{path}: no column 'sentence', and no 'sentence1' and 'sentence2'; there are {', '.join(map(repr, names))}: "
-        "--text_column_names says which one, or which two, parted by a comma"
-    )
-
-
-Rows = Iterator[tuple[str, dict]]  # (place, value by column)
-
-
-def csv_rows(path: Path, digest) -> Rows:
-    csv.field_size_limit(sys.maxsize)  # else 131,072 characters
-    lines = csv.reader((line for _, line in numbered_lines(path, digest)), strict=True)
-    number = 1
-    header: list[str] = []
-    try:
-        for row in lines:
-            if header and (row or len(header) == 1):
-                yield f":{number}", with_names(path, number, header, row or [""])
-            header = header or row
-            number = lines.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}:{number}: {error}; expected CSV as RFC 4180 has it") from None
-
-
-def tsv_rows(path: Path, digest) -> Rows:
-    header: list[str] = []
-    for number, line in numbered_lines(path, digest):
-        row = without_end(line).split("\t")
-        if header and (row != [""] or len(header) == 1):
-            yield f":{number}", with_names(path, number, header, row)
-        header = header or row
-
-
-def with_names(path: Path, number: int, header: list[str], row: list[str]) -> dict[str, str]:
-    if len(row) != len(header):
-        raise DataError(f"{path}:{number}: {len(row)} columns; the header has {len(header)}")
-    return dict(zip(header, row, strict=True))
-
-
-def jsonl_rows(path: Path, digest) -> Rows:
-    for number, line in numbered_lines(path, digest):
-        if line.strip():
-            yield f":{number}", as_object(f"{path}:{number}", line)
-
-
-def json_rows(path: Path, digest) -> Rows:
-    with open(path, "rb") as file:
-        is_list = file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    if not is_list:
-        yield from jsonl_rows(path, digest)
-        return
-    text = "".join(line for _, line in numbered_lines(path, digest))
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: no JSON ({error})") from None
-    for number, row in enumerate(rows, start=1):
-        yield f": row {number}", as_object(f"{path}: row {number}", row)
-
-
-def as_object(place: str, value: object) -> dict:
-    """The object, or the one that the text is; DataError where it is none."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise DataError(f"{place}: no JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{place}: {json.dumps(found)[:40]}; expected an object, with the columns as its keys")
-    return found
-
-
-READERS = {".csv": csv_rows, ".tsv": tsv_rows, ".json": json_rows, ".jsonl": jsonl_rows}
