@@ -109,6 +109,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scheduler_type", choices=SCHEDULES, default="none", help="none: a constant rate (default: %(default)s)")
     add("--scheduler_linear_k", type=at_least(0, float), default=0, help="what the linear rate gains each step")
     add("--steps_for_replacing", type=at_least(0), default=0, help="steps at the constant rate before it becomes 1")
+    add(
+        "--finetune_whole_successor",
+        action="store_true",
+        help="from the first step at replacing rate 1 on, train embeddings, pooler and head too, with a new optimiser "
+        "and learning rate",
+    )
     add("--scc_n_layer", type=at_least(1), help="layers of the successor (default: half of the predecessor's)")
 
     add = parser.add_argument_group("training").add_argument
@@ -179,7 +185,8 @@ def check_args(parser: OneLineParser, args) -> None:
     if args.early_stopping_patience and not (args.evaluate_during_training and args.logging_steps):
         parser.error("--early_stopping_patience needs --evaluate_during_training, every --logging_steps above 0")
     if args.replacing_rate is None:
-        for flag in ("scheduler_type", "scheduler_linear_k", "steps_for_replacing", "scc_n_layer"):
+        flags = "scheduler_type scheduler_linear_k steps_for_replacing scc_n_layer finetune_whole_successor"
+        for flag in flags.split():
             if getattr(args, flag) != parser.get_default(flag):
                 parser.error(f"--{flag} is for compression: give --replacing_rate too")
     elif not 0 < args.replacing_rate <= 1:
@@ -287,6 +294,8 @@ def main(args, variant: Callable | None = None) -> None:
         announce_training(args, state, run, steps_an_epoch)  # refuses what does not fit on the disk
         saved = run.begin(record)  # from here on the run writes
         if saved:
+            if args.finetune_whole_successor and saved["state"]["step"] > steps_with_predecessor(state):
+                finetune_whole(args, state)
             state.load_state_dict(saved["state"], saved["processes"][rank()])
         del saved  # three times the size of the trained layers
 
@@ -319,6 +328,8 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
         for epoch, rows in islice(batches, state.step, state.n_steps):
             if has_stalled(args, state, run):
                 break
+            if args.finetune_whole_successor and state.step == steps_with_predecessor(state):
+                finetune_whole(args, state)
             started, rates, score = time.perf_counter(), state.rates(), None
             state.model.train()
             micro_batches = [micro_batch(data, micro_rows, state.device) for micro_rows in rows]
@@ -352,11 +363,9 @@ def has_stalled(args, state: TrainState, run: Run) -> bool:
     """
     if not args.early_stopping_patience or not is_multiple(state.step, args.logging_steps):
         return False
-    alone_from = state.rate_schedule.full_replacement_step(state.n_steps) if state.layers else 1
-    if alone_from is None:
-        return False
     best_step = int(run.best_results().get("step", 0))
-    n_without = state.step // args.logging_steps - max(best_step, alone_from - 1) // args.logging_steps
+    counted_after = max(best_step, steps_with_predecessor(state) if state.layers else 0)
+    n_without = state.step // args.logging_steps - counted_after // args.logging_steps
     if n_without < args.early_stopping_patience:
         return False
     logger.info("Stopped early after step %d: no evaluation since step %d was better", state.step, best_step)
@@ -441,6 +450,20 @@ def new_optimizer(args, model: torch.nn.Module, n_steps: int):
     groups = optimizer_groups(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, args.learning_rate, eps=args.adam_epsilon, fused=True)
     return optimizer, get_linear_schedule_with_warmup(optimizer, args.warmup_steps, n_steps)
+
+
+def steps_with_predecessor(state: TrainState) -> int:
+    """The number of steps before the replacing rate is 1 and the successor trains alone; all, where it never does."""
+    alone_from = state.rate_schedule.full_replacement_step(state.n_steps)
+    return state.n_steps if alone_from is None else alone_from - 1
+
+
+def finetune_whole(args, state: TrainState) -> None:
+    """Let all of the successor learn, from the first step that it makes alone (section 3.2 of the paper)."""
+    state.model.requires_grad_(True)
+    state.layers.predecessor.requires_grad_(False)
+    n_steps = state.n_steps - steps_with_predecessor(state)
+    state.optimizer, state.lr_schedule = new_optimizer(args, state.model, n_steps)
 
 
 @contextmanager
@@ -712,6 +735,8 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         say("Rate", state.rate_schedule.describe(n_steps))
         if state.rate_schedule.full_replacement_step(n_steps) is None:
             logger.warning("The successor never trains alone: the replacing rate does not stay at 1 before the end")
+        elif args.finetune_whole_successor:
+            say("Whole", f"embeddings, pooler and head learn too, from step {steps_with_predecessor(state) + 1:,} on")
     where = device_name(device)
     if n_processes() > 1:
         where = f"{n_processes()} processes, {args.per_gpu_train_batch_size} examples each; {where}"
@@ -725,7 +750,10 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
     if args.do_eval or args.evaluate_during_training:
         say("Dev passes", f"{count_dev_passes(args, state):,}")
     n_saves = state.n_steps // args.save_steps if args.save_steps else 0
-    of_state = 3 * 4 * sum(p.numel() for p in state.trained().values())  # weights, and Adam's two moments
+    n_trained = sum(p.numel() for p in state.trained().values())
+    if args.finetune_whole_successor:
+        n_trained = exported_parameters(state)
+    of_state = 3 * 4 * n_trained  # weights, and Adam's two moments
     say("Disk", run.check_disk(n_saves, args.evaluate_during_training, 4 * exported_parameters(state), of_state))
 
 

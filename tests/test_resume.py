@@ -31,7 +31,8 @@ from bert_of_theseus.run.run import Run
 ROOT = Path(__file__).parents[1]
 LINEAR = "--replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k 0.05"
 CONSTANT = "--replacing_rate 0.2 --steps_for_replacing 9"
-SCHEDULES = {"linear": LINEAR, "constant": CONSTANT, "fine-tuning": ""}
+WHOLE = f"{CONSTANT} --finetune_whole_successor"
+SCHEDULES = {"linear": LINEAR, "constant": CONSTANT, "whole": WHOLE, "fine-tuning": ""}
 STEPS = "--do_train --do_eval --evaluate_during_training --max_steps 14 --logging_steps 4 --save_steps 5 "
 STEPS += "--weight_decay 0.01 --warmup_steps 2 --gradient_accumulation_steps 2"
 

@@ -313,6 +313,20 @@ def test_only_the_successors_layers_move(bert_folder, mrpc, tmp_path):
         assert torch.equal(weight, before[name]) == (".layer." not in name), name
 
 
+def test_the_whole_successor_is_fine_tuned_from_its_first_step_alone_where_asked_for(bert_folder, mrpc, tmp_path):
+    flags = "--do_train --max_steps 8 --replacing_rate 0.9 --steps_for_replacing 4 --save_steps 4 --logging_steps 1 "
+    flags += "--finetune_whole_successor"
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "s", *flags.split()))
+    before, after = load_file(bert_folder / "model.safetensors"), load_file(tmp_path / "s" / "model.safetensors")
+    replaced = load_file(tmp_path / "s" / "checkpoint-4" / "model.safetensors")
+    for name, weight in after.items():
+        assert torch.equal(replaced[name], before[name]) == (".layer." not in name), name
+        assert not torch.equal(weight, replaced[name]) or name.endswith("key.bias"), name  # which attention ignores
+    logged = [json.loads(line) for line in (tmp_path / "s" / "log.jsonl").read_text().splitlines()]
+    shares = [1, 7 / 8, 6 / 8, 5 / 8, 1, 3 / 4, 2 / 4, 1 / 4]
+    assert [line["learning_rate"] for line in logged] == pytest.approx([1e-3 * share for share in shares])
+
+
 def test_evaluation_in_between_does_not_change_the_training(bert_folder, mrpc, tmp_path):
     flags = ["--do_train", "--max_steps", 6, "--replacing_rate", 0.6, "--steps_for_replacing", 9, "--save_steps", 0]
     run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "a", *flags, "--logging_steps", 0))
