@@ -4,13 +4,14 @@
     ablate.py VARIANT ARGUMENT OF run_glue.py ...
 
   all-trained          the predecessor's first layers fine-tuned, with embeddings and head, and nothing replaced
-  pretrained-layers    the same with all weights those of --pretrained_model, and a new head
+  distilled            the same with half of the loss from the predecessor's logits (Hinton et al., 2015: T = 2)
+  pretrained-layers    as all-trained, with all weights those of --pretrained_model, and a new head
   falling              the linear schedule backwards in time: from 1 down to --replacing_rate
   missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
   every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
 
-The first two need no --replacing_rate. All write what run_glue.py writes, resume as it does, and are compared with the
-predecessor, --model_name_or_path.
+The first three need no --replacing_rate. All write what run_glue.py writes, resume as it does, and are compared with
+the predecessor, --model_name_or_path.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import transformers
+from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 import run_glue
 from bert_of_theseus import compress, export_successor, load_successor
@@ -63,12 +65,41 @@ def all_trained(args: argparse.Namespace, state: TrainState) -> None:
     state.rate_schedule = ConstantReplacementScheduler(state.layers, 1.0)
 
 
+TEMPERATURE = 2.0
+
+
+def distilled(args: argparse.Namespace, state: TrainState) -> None:
+    """As all-trained, with half of the loss from the predecessor's logits."""
+    all_trained(args, state)
+    source = ModelSource(args.model_name_or_path, args.config_name, args.tokenizer_name, args.cache_dir)
+    predecessor = load_classifier(source, labels_of(state.model.config), max_seq_length=args.max_seq_length).model
+    predecessor.requires_grad_(False).eval().to(state.device)
+
+    def add_loss(model: torch.nn.Module, inputs: tuple, tensors: dict, output) -> None:
+        if model.training:
+            theirs = predecessor(**{name: tensor for name, tensor in tensors.items() if name != "labels"}).logits
+            output.loss = (output.loss + distillation_loss(output.logits, theirs)) / 2
+
+    state.model.register_forward_hook(add_loss, with_kwargs=True)
+
+
+def distillation_loss(logits: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """The mean over the rows: of scores (rows, 1) the squared difference, of (rows, labels) the divergence times T²."""
+    if logits.shape[1] == 1:
+        return mse_loss(logits, theirs)
+    p, q = (log_softmax(of.float() / TEMPERATURE, dim=1) for of in (theirs, logits))
+    return TEMPERATURE**2 * kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def labels_of(config) -> list[str] | None:
+    """The labels in the order of the model's outputs; None where it gives a score."""
+    return None if config.num_labels == 1 else [config.id2label[output] for output in range(config.num_labels)]
+
+
 def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:
     """The pre-trained model's first layers are fine-tuned, with embeddings and a new head; nothing is replaced."""
     transformers.set_seed(args.seed)  # of the new head
-    config = state.model.config
-    labels = None if config.num_labels == 1 else [config.id2label[output] for output in range(config.num_labels)]
-    source = ModelSource(args.pretrained_model, cache_dir=args.cache_dir)
+    source, labels = ModelSource(args.pretrained_model, cache_dir=args.cache_dir), labels_of(state.model.config)
     pretrained = load_classifier(source, labels, new_head=True, max_seq_length=args.max_seq_length)
     try:
         layers = compress(pretrained.model, len(state.layers.successor))
@@ -109,12 +140,13 @@ def every_second_layer(args: argparse.Namespace, state: TrainState) -> None:
 
 VARIANTS: dict[str, Callable[[argparse.Namespace, TrainState], None]] = {
     "all-trained": all_trained,
+    "distilled": distilled,
     "pretrained-layers": pretrained_layers,
     "falling": falling,
     "missing-gradients": missing_gradients,
     "every-second-layer": every_second_layer,
 }
-FINE_TUNED = ("all-trained", "pretrained-layers")
+FINE_TUNED = ("all-trained", "distilled", "pretrained-layers")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -99,6 +99,37 @@ def test_the_falling_rate_is_the_linear_one_backwards(bert_folder, mrpc, tmp_pat
     assert logged_rates(tmp_path / "falling") == pytest.approx(rates[::-1])
 
 
+def test_distilled_learns_from_the_predecessor_s_logits_as_well(bert_folder, mrpc, tmp_path):
+    run_variant(["all-trained"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "labels", *STEPS))
+    run_variant(["distilled"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "both", *STEPS))
+    losses = []
+    for name in ("labels", "both"):
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses.append(next(line["loss"] for line in lines if "loss" in line))
+    assert losses[0] != losses[1]
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("both", "labels"))
+    assert ours.keys() == theirs.keys() and any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_loss_of_distillation_is_hinton_s(bert_folder, mrpc, tmp_path):
+    logits, theirs = torch.tensor([[1.0, -1.0], [0.5, 2.0]]), torch.tensor([[2.0, 0.0], [0.5, 1.0]])
+    p, q = (torch.softmax(of / 2, dim=1) for of in (theirs, logits))
+    expected = 4 * (p * (p / q).log()).sum(1).mean()
+    assert ablate.distillation_loss(logits, theirs).item() == pytest.approx(expected.item(), abs=1e-6)
+    scores = torch.tensor([[1.0], [4.0]])
+    assert ablate.distillation_loss(scores, scores + 2).item() == 4
+    args, state, ((tensors, _), *_) = new_state(bert_folder, mrpc, tmp_path)
+    ablate.distilled(args, state)
+    state.layers.set_replacing_rate(1.0)
+    predecessor = AutoModelForSequenceClassification.from_pretrained(bert_folder).eval()
+    theirs = predecessor(**tensors)
+    torch.manual_seed(3)
+    output = state.model(**tensors)
+    labels = torch.nn.functional.cross_entropy(output.logits, tensors["labels"])
+    expected = (labels + ablate.distillation_loss(output.logits, theirs.logits)) / 2
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def new_state(bert_folder: Path, mrpc: Path, tmp_path: Path, *more: object) -> tuple:
     """The arguments of a run, its state before the first step, and a batch to train with."""
     args = run_glue.parse_args(arguments("mrpc", bert_folder, mrpc, tmp_path, "--do_train", *LINEAR, *more))
