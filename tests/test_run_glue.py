@@ -106,7 +106,10 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
-    lines = json_lines(done.stdout)
+    printed = json_lines(done.stdout)
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    for exact, rounded in zip(lines, printed, strict=True):
+        assert rounded == pytest.approx(exact, rel=1e-4)
     logged = {line["step"]: line for line in lines if "learning_rate" in line}
     assert list(logged) == [5, 10, 12]
     assert [logged[s]["replacing_rate"] for s in logged] == pytest.approx(
@@ -158,7 +161,6 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
 
     # The run's own record has them too, and the successor carries a card.
     shown = scalars(output)
-    assert [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()] == lines
     run = json.loads((output / "run.json").read_text())
     assert run["arguments"]["replacing_rate"] == 0.3 and run["parameters"] == parameters and run["steps"] == 12
     assert run["predecessor"]["metrics"] == pytest.approx(predecessor)
@@ -377,7 +379,7 @@ def test_training_counts_labels_as_the_model_does(capsys, tmp_path):
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
     batch = tokenizer(examples.first, examples.second, padding=True, return_tensors="pt")
     outputs = torch.tensor([names.index(TASKS["mnli"].labels[label]) for label in examples.labels])
-    assert line["loss"] == pytest.approx(model(**batch, labels=outputs).loss.item(), abs=1e-5)
+    assert line["loss"] == pytest.approx(model(**batch, labels=outputs).loss.item(), rel=1e-4)
 
 
 @pytest.mark.gpu

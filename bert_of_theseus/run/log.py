@@ -17,8 +17,8 @@ def as_line(step: int, values: dict[str, float]) -> str:
 
 
 def print_line(step: int, values: dict[str, float]) -> None:
-    """Print the values of a step on standard output, as a line of JSON, above a progress bar."""
-    tqdm.write(as_line(step, values))
+    """Print the values of a step on standard output, rounded, as a line of JSON, above a progress bar."""
+    tqdm.write(as_line(step, {name: float(f"{value:.5g}") for name, value in values.items()}))
     sys.stdout.flush()
 
 
