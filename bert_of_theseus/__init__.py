@@ -12,5 +12,14 @@ from bert_of_theseus.theseus_layers import (
     load_successor,
     successor_size,
 )
+from bert_of_theseus.trainer import ReplacementCallback
 
-__all__ = ["TheseusLayers", "compress", "export_successor", "find_layers", "load_successor", "successor_size"]
+__all__ = [
+    "ReplacementCallback",
+    "TheseusLayers",
+    "compress",
+    "export_successor",
+    "find_layers",
+    "load_successor",
+    "successor_size",
+]

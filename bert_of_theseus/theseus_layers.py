@@ -76,6 +76,14 @@ class TheseusLayers(nn.Module):
             raise ValueError(f"a draw for {len(self.successor)} modules has as many bools, not {len(replaced)}")
         self._fixed_draw = None if replaced is None else [bool(r) for r in replaced]
 
+    def get_extra_state(self) -> torch.Tensor:
+        """The state of `generator`, (bytes,) uint8: a `state_dict` holds it, so that who loads it goes on drawing."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Go on with the draws from what `get_extra_state` gave."""
+        self.generator.set_state(state.cpu())
+
     def _draw_path(self) -> list[nn.Module]:
         """The layers of a new walk: `y_{i+1} = r_i * scc_i(y_i) + (1 - r_i) * prd_i(y_i)`."""
         if not self.training:
@@ -276,7 +284,7 @@ def export_successor(model: nn.Module) -> nn.Module:
 def load_successor(model: nn.Module, successor: nn.Module) -> None:
     """Give `model` the weights of its successor, those that it shares with the predecessor included.
 
-    The other way than `export_successor`; the predecessor's layers stay as they are.
+    The other way than `export_successor`; the predecessor's layers and the state of the draws stay as they are.
 
     Args:
         model: a model that `compress` has changed.
@@ -295,7 +303,7 @@ def load_successor(model: nn.Module, successor: nn.Module) -> None:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"this is no successor of this {type(model).__name__}: its layers differ") from error
-    missing = [name for name in missing if not name.startswith(f"{own}.predecessor.")]
+    missing = [name for name in missing if not name.startswith((f"{own}.predecessor.", f"{own}._extra_state"))]
     if missing or unexpected:
         raise ValueError(f"this is no successor of this {type(model).__name__}: {[*missing, *unexpected][0]}")
 

@@ -232,3 +232,22 @@ def test_a_successor_s_weights_can_be_put_back(encoder_folder):
         load_successor(plain, plain)
     with pytest.raises(ValueError, match="no successor of this"):
         load_successor(model, plain)
+
+
+def test_a_model_s_state_has_the_draws_and_the_exported_successor_s_has_not(encoder_folder):
+    model, again, third = (AutoModelForSequenceClassification.from_pretrained(encoder_folder) for _ in range(3))
+    layers, its, others = (compress(m, seed=i) for i, m in enumerate((model, again, third)))
+    layers.set_replacing_rate(0.5)
+    layers.draw_replacements()
+    state = model.state_dict()
+    again.load_state_dict(state)
+    assert torch.equal(its.generator.get_state(), layers.generator.get_state())
+    assert list(set(state) - {n for n, _ in model.named_parameters()} - {n for n, _ in model.named_buffers()}) == [
+        f"{find_name(model)}._extra_state"
+    ]
+    assert not any("_extra_state" in name for name in export_successor(model).state_dict())
+    before = others.generator.get_state()
+    load_successor(third, export_successor(model))  # weights alone
+    del state[f"{find_name(model)}._extra_state"]
+    third.load_state_dict(state, strict=False)
+    assert torch.equal(others.generator.get_state(), before)
