@@ -27,7 +27,7 @@ from transformers import get_linear_schedule_with_warmup
 from bert_of_theseus import compress, export_successor, find_layers, successor_size
 from bert_of_theseus.classifier import BAR, Classifier, ModelError, ModelSource, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import describe_kernels, fast_kernels
-from bert_of_theseus.data.features import Features, FeaturesCache, tokenize
+from bert_of_theseus.data.features import Features, FeaturesCache
 from bert_of_theseus.data.own_files import OwnFiles, Texts, as_predictions, listed, read_own_files, read_texts
 from bert_of_theseus.data.scores import DevSets, Score, comparison
 from bert_of_theseus.data.task import Data, DataError, Examples, Task
@@ -62,6 +62,8 @@ from glue_processors import TASKS, find_task, read_task
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 logger = logging.getLogger("run_glue")
+
+PREDICTIONS = "predictions.csv"
 
 # How --scheduler_type makes a schedule of the arguments. A new schedule is a class in replacement_scheduler.py, a line
 # here, and its flags.
@@ -210,8 +212,6 @@ def check_data_args(parser: OneLineParser, args) -> None:
             parser.error("--test_file needs --do_train; scripts/predict_glue.py predicts with a model that is there")
         if (args.do_eval or args.evaluate_during_training) and not args.validation_file:
             parser.error("--do_eval and --evaluate_during_training need --validation_file")
-        if (args.text_column_names or "").count(",") > 1:
-            parser.error(f"--text_column_names {args.text_column_names}: a model takes one text, or two")
         return
     if given:
         parser.error(f"--task_name and --data_dir are for GLUE's files, --{given[0]} is for your own: leave out either")
@@ -268,16 +268,19 @@ def main(args, variant: Callable | None = None) -> None:
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
         record = describe_run(args, device, data)
         if run.is_finished():
-            run.check(record)
+            run.check(record, may_differ(args))
             logger.info("The run in %s is finished: nothing is left to train", run.folder)
             run.clean_up()
             if args.do_eval:
                 evaluate_alone(args, device, run.folder)
+            if texts:
+                predictions = predict_texts(args, data.task, texts, device)
+                on_main(write_whole, run.folder / PREDICTIONS, predictions)
             return
         transformers.set_seed(args.seed)
         classifier = load_model(args, data.task, device)
         record["predecessor_sha256"] = model_sha256(args, classifier)
-        run.check(record)
+        run.check(record, may_differ(args))
         announce_model(args, classifier, data)
         n_parameters = count_parameters(classifier.model)
         train_set, dev_sets = tokenize_data(args, classifier, data)
@@ -300,17 +303,9 @@ def main(args, variant: Callable | None = None) -> None:
         del saved  # three times the size of the trained layers
 
         last = train(args, state, classifier, train_set, dev_sets, run)
-        write = partial(write_model, args, data.task, state, classifier)
-        run.save_model(partial(copy_best, run.folder) if args.early_stopping_patience else partial(write, last))
-        if last is None and data.dev:  # after saving: if it fails, the model is safe
-            last = dev_sets.score(classifier)
-            if state.layers:
-                run.write("README.md", card(args, data.task, state, last))
-        if args.do_eval:
-            write_results(args, state, dev_sets, run, last, partial(write, last))
+        last = conclude(args, state, classifier, dev_sets, run, last)
         if texts:
-            processes.wait_for_all()  # for the files of the model
-            run.write("predictions.csv", predict_texts(args, data.task, texts, device, str(run.folder)))
+            run.write(PREDICTIONS, predict_texts(args, data.task, texts, device))
         finish(args, data.task, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
 
 
@@ -323,12 +318,13 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
     """
     score = None
     write = partial(write_model, args, dev_sets.task, state, classifier)
+    n_replacing = steps_with_predecessor(state)
     batches = train_batches(len(data), batch_rows(args), args.gradient_accumulation_steps, args.seed)
     with tqdm(total=state.n_steps, initial=state.step, desc="Training", disable=not is_main(), **BAR) as bar:
         for epoch, rows in islice(batches, state.step, state.n_steps):
-            if has_stalled(args, state, run):
+            if has_stalled(args, state, run, n_replacing):
                 break
-            if args.finetune_whole_successor and state.step == steps_with_predecessor(state):
+            if args.finetune_whole_successor and state.step == n_replacing:
                 finetune_whole(args, state)
             started, rates, score = time.perf_counter(), state.rates(), None
             state.model.train()
@@ -356,20 +352,43 @@ def train(args, state: TrainState, classifier: Classifier, data: Features, dev_s
     return score
 
 
-def has_stalled(args, state: TrainState, run: Run) -> bool:
-    """Whether the evaluations of --early_stopping_patience, all at replacing rate 1, have brought nothing better.
+def has_stalled(args, state: TrainState, run: Run, n_replacing: int) -> bool:
+    """Whether the evaluations of --early_stopping_patience have brought nothing better.
 
-    It follows from the step and the best step alone, so that a resumed run stops where one without a stop does.
+    Those of the first `n_replacing` steps do not count. It follows from the step and the best step alone, so that a
+    resumed run stops where one without a stop does.
     """
     if not args.early_stopping_patience or not is_multiple(state.step, args.logging_steps):
         return False
     best_step = int(run.best_results().get("step", 0))
-    counted_after = max(best_step, steps_with_predecessor(state) if state.layers else 0)
-    n_without = state.step // args.logging_steps - counted_after // args.logging_steps
+    n_without = state.step // args.logging_steps - max(best_step, n_replacing) // args.logging_steps
     if n_without < args.early_stopping_patience:
         return False
     logger.info("Stopped early after step %d: no evaluation since step %d was better", state.step, best_step)
     return True
+
+
+def conclude(
+    args, state: TrainState, classifier: Classifier, dev_sets: DevSets, run: Run, last: Score | None
+) -> Score | None:
+    """Write the run's model, and its metrics where they are asked for. Returns the score after the last step."""
+    write = partial(write_model, args, dev_sets.task, state, classifier)
+    is_best = args.early_stopping_patience is not None  # the model is that of checkpoint-best
+    run.save_model(partial(copy_best, run.folder) if is_best else partial(write, last))
+    if last is None and dev_sets.features:  # after saving: if it fails, the model is safe
+        last = dev_sets.score(classifier)
+        if state.layers and not is_best:
+            run.write("README.md", card(args, dev_sets.task, state, last))
+    if args.do_eval:
+        found = run.best_results() if is_best else last.metrics
+        results = {name: found[name] for name in last.metrics}
+        if args.eval_all_checkpoints:
+            stop_between = partial(end_if_stopped, args, state, run, partial(write, last))
+            results |= checkpoint_results(args, dev_sets, state.device, run.checkpoints(), stop_between)
+        run.write(RESULTS, as_results(results))
+        if not args.evaluate_during_training:  # after the last moment at which a signal stops the run
+            run.log(state.step, last.logged())
+    return last
 
 
 # ------------------------------------------------------------------------------- what training needs
@@ -378,15 +397,20 @@ def has_stalled(args, state: TrainState, run: Run) -> bool:
 def read_data(args) -> Data:
     """The task, the training set, and the dev sets by name: those that are needed."""
     evaluates = args.do_eval or args.evaluate_during_training
+    files = OwnFiles.of(vars(args) if evaluates else vars(args) | {"validation_file": None})
     if args.task_name:
         task = TASKS[args.task_name].judged_by(args.metric_for_best_model)
         data = read_task(task, args.data_dir, args.do_train, evaluates)
     elif args.train_file:
-        data = read_own_files(OwnFiles.of(vars(args)))
+        data = read_own_files(files)
     else:  # the model knows the labels
         model = args.output_dir if os.path.isfile(f"{args.output_dir}/config.json") else args.model_name_or_path
-        data = read_own_files(OwnFiles.of(vars(args)), read_labels(model, args.cache_dir), model)
-    return data.head(args.max_train_samples, args.max_eval_samples)
+        data = read_own_files(files, read_labels(model, args.cache_dir), f"{model} (or give a --train_file)")
+    data = data.head(args.max_train_samples, args.max_eval_samples)
+    if data.train and len(np.unique(data.train.labels)) == 1:
+        limit = f" (--max_train_samples {args.max_train_samples})" if args.max_train_samples else ""
+        raise DataError(f"all rows to train on{limit} have the same label: there is nothing to learn")
+    return data
 
 
 def load_model(args, task: Task, device: torch.device) -> Classifier:
@@ -454,6 +478,8 @@ def new_optimizer(args, model: torch.nn.Module, n_steps: int):
 
 def steps_with_predecessor(state: TrainState) -> int:
     """The number of steps before the replacing rate is 1 and the successor trains alone; all, where it never does."""
+    if state.layers is None:
+        return 0
     alone_from = state.rate_schedule.full_replacement_step(state.n_steps)
     return state.n_steps if alone_from is None else alone_from - 1
 
@@ -555,26 +581,13 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
         print(json.dumps(score.logged()))
 
 
-def write_results(
-    args, state: TrainState, dev_sets: DevSets, run: Run, last: Score, write: Callable[[Path], None]
-) -> None:
-    """Write the metrics of the run's model, and those of its checkpoints, where they are asked for."""
-    found = run.best_results() if args.early_stopping_patience else last.metrics
-    results = {name: found[name] for name in last.metrics}
-    if args.eval_all_checkpoints:
-        stop_between = partial(end_if_stopped, args, state, run, write)
-        results |= checkpoint_results(args, dev_sets, state.device, run.checkpoints(), stop_between)
-    run.write(RESULTS, as_results(results))
-    if not args.evaluate_during_training:  # after the last moment at which a signal stops the run
-        run.log(state.step, last.logged())
-
-
-def predict_texts(args, task: Task, texts: Texts, device: torch.device, model: str) -> str:
-    """What the model in a folder predicts of texts, as CSV."""
-    classifier = load_classifier(model, task.labels, max_seq_length=args.max_seq_length)
+def predict_texts(args, task: Task, texts: Texts, device: torch.device) -> str:
+    """What the run's model predicts of texts, as CSV."""
+    processes.wait_for_all()  # for the files of the model
+    classifier = load_classifier(args.output_dir, task.labels, max_seq_length=args.max_seq_length)
     classifier.model.to(device)
-    features = tokenize(texts.examples, classifier.tokenizer, args.max_seq_length, classifier.takes_token_types())
-    return as_predictions(texts, task.labels, classifier.predict(features, args.per_gpu_eval_batch_size))
+    logits = classifier.predict_examples(texts.examples, args.max_seq_length, args.per_gpu_eval_batch_size)
+    return as_predictions(texts, task.labels, logits)
 
 
 def checkpoint_results(
@@ -655,7 +668,6 @@ def finish(args, task: Task, state: TrainState, run: Run, scores: dict[str, Scor
     main_key, n_exported = task.main_key, exported_parameters(state)
     last, predecessor = scores["last"], scores["predecessor"]
     results = {"steps": state.step, "parameters": n_exported, "training_seconds": state.seconds}
-    results["metrics"] = last.metrics if last else {}
     rows = []
     if predecessor:
         results["predecessor"] = predecessor.recorded() | {"parameters": n_parameters}
@@ -669,6 +681,7 @@ def finish(args, task: Task, state: TrainState, run: Run, scores: dict[str, Scor
         loyalty = {key: value for key, value in best.items() if key in last.loyalty}
         results["best"] = {"step": step, "metrics": metrics, "main": best[main_key], "loyalty": loyalty}
         rows.append((f"successor, best step ({step})", results["best"] | {"parameters": n_exported}))
+    results["metrics"] = results["best" if args.early_stopping_patience else "last"]["metrics"] if last else {}
     run.finish(results)
     of_best = f": that of checkpoint-best, step {results['best']['step']}" if args.early_stopping_patience else ""
     logger.info("The %s is in %s%s", "successor" if state.layers else "model", run.folder, of_best)
@@ -691,6 +704,16 @@ def describe_run(args, device: torch.device, data: Data) -> dict:
         "variant": getattr(args, "variant", None),  # of the method, in scripts/ablate.py
         "data": {name: examples.sha256 for name, examples in files.items()},
     }
+
+
+def may_differ(args) -> set[str]:
+    """Arguments that a resumed run may change: names, places (contents are compared), and what changes no weight."""
+    found = set(
+        "data_dir train_file validation_file test_file model_name_or_path config_name tokenizer_name cache_dir "
+        "output_dir overwrite_output_dir overwrite_cache resume do_eval eval_all_checkpoints logging_steps save_steps "
+        "save_total_limit per_gpu_eval_batch_size model_type fp16_opt_level local_rank".split()
+    )
+    return found - {"logging_steps"} if args.early_stopping_patience else found  # which counts evaluations
 
 
 def model_sha256(args, classifier: Classifier) -> str:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from bert_of_theseus.data.features import tokenize
 from bert_of_theseus.data_parallel import add_up, n_processes, rank
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,15 @@ class Classifier:
                 batch = {name: tensor.to(device) for name, tensor in batch.items()}
                 logits[torch.from_numpy(rows).to(device)] = model(**batch).logits.float()
         return add_up(logits).cpu().numpy()[:, self.label_order]
+
+    def predict_examples(self, examples, max_seq_length: int, batch_size: int) -> np.ndarray:
+        """Logits of examples that are not tokenised yet, as `predict`; ModelError where one is not a finite number."""
+        features = tokenize(examples, self.tokenizer, max_seq_length, self.takes_token_types())
+        logits = self.predict(features, batch_size)
+        if not np.isfinite(logits).all():
+            path = self.model.name_or_path
+            raise ModelError(f"{path}: its outputs are not finite numbers; something went wrong in its training")
+        return logits
 
 
 def load_classifier(

@@ -32,6 +32,7 @@ class ReplacementCallback(TrainerCallback):
 
     def __init__(self, scheduler):
         self.scheduler = scheduler
+        self._hook = None
 
     def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
         layers = self.scheduler.layers
@@ -41,6 +42,7 @@ class ReplacementCallback(TrainerCallback):
         if args.world_size > 1:
             # Each pass must reach a trained parameter, or the processes do not add up what was accumulated before.
             anchor = list(layers.successor.parameters())[-1]
+        self.on_train_end(args, state, control)  # of a training that an error has ended
         self._hook = layers.predecessor[-1].register_forward_hook(partial(_join_graph, anchor))
         _fill_gradients(optimizer, args.fp16)
 
@@ -62,7 +64,8 @@ class ReplacementCallback(TrainerCallback):
             processing_class.save_pretrained(folder)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._hook.remove()
+        if self._hook:
+            self._hook.remove()
 
 
 def _compressed(model: nn.Module, layers: TheseusLayers) -> PreTrainedModel:
@@ -87,5 +90,5 @@ def _fill_gradients(optimizer: torch.optim.Optimizer, everywhere: bool) -> None:
     """Zeros for the gradients that the Trainer removes, so that Adam makes a step with them."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if p.grad is None and (everywhere or optimizer.state.get(p)):
+            if p.requires_grad and p.grad is None and (everywhere or optimizer.state.get(p)):
                 p.grad = torch.zeros_like(p)

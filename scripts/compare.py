@@ -41,8 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--validation_file",
         metavar="FILE",
-        help="a dev set of your own; its columns and metrics are those of the run that trained PREDECESSOR, unless "
-        "flags that run_glue.py has too name others",
+        help="a dev set of your own; its columns and metrics are those of the run that trained the last SUCCESSOR, "
+        "unless flags that run_glue.py has too name others",
     )
     for flag in ("text_column_names", "label_column_name", "positive_label", "metric_for_best_model"):
         add(f"--{flag}", metavar="NAME", help="with --validation_file")
@@ -94,8 +94,9 @@ def read_data(args: argparse.Namespace) -> Data:
     if args.task_name:
         return read_task(TASKS[args.task_name], args.data_dir, train=False, dev=True)
     given = {name: value for name, value in vars(args).items() if value}
-    files = OwnFiles.of(arguments_of(args.predecessor) | {"train_file": None} | given)
-    return read_own_files(files, read_labels(args.predecessor), args.predecessor)
+    successor = args.successors[-1]  # knows the labels as the files have them; a predecessor may be from elsewhere
+    files = OwnFiles.of(arguments_of(successor) | {"train_file": None} | given)
+    return read_own_files(files, read_labels(successor), successor)
 
 
 def compare(args: argparse.Namespace) -> str:

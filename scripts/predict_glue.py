@@ -26,13 +26,11 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
-from bert_of_theseus.data.features import tokenize
 from bert_of_theseus.data.own_files import OwnFiles, as_predictions, read_texts
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
@@ -108,16 +106,6 @@ def load(model: str | Path, labels: Sequence[str] | None, args: argparse.Namespa
     return classifier
 
 
-def predict(classifier: Classifier, examples: Examples, length: int, batch_size: int) -> np.ndarray:
-    """Logits (rows, labels) in the task's order, or (rows, 1) scores; UserError where one is not a finite number."""
-    features = tokenize(examples, classifier.tokenizer, length, classifier.takes_token_types())
-    logits = classifier.predict(features, batch_size)
-    if not np.isfinite(logits).all():
-        model = classifier.model.name_or_path
-        raise UserError(f"{model}: its outputs are not finite numbers; something went wrong in its training")
-    return logits
-
-
 def predict_file(args: argparse.Namespace) -> None:
     """Predict a file of one's own, into output_file."""
     model = args.model_name_or_path
@@ -125,9 +113,14 @@ def predict_file(args: argparse.Namespace) -> None:
         raise UserError(f"--output_file {args.output_file} is the --test_file; name another")
     files = OwnFiles.of(arguments_of(model) | {name: value for name, value in vars(args).items() if value})
     texts, labels = read_texts(args.test_file, files), read_labels(model)
+    if args.output_file.is_dir():
+        raise UserError(f"--output_file {args.output_file} is a folder; name a file")
+    try:
+        args.output_file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_file {args.output_file}: its folder cannot be made ({error.strerror})") from error
     classifier, length = load(model, labels, args), input_length(model, args)
-    logits = predict(classifier, texts.examples, length, args.per_gpu_eval_batch_size)
-    args.output_file.parent.mkdir(parents=True, exist_ok=True)
+    logits = classifier.predict_examples(texts.examples, length, args.per_gpu_eval_batch_size)
     write_whole(args.output_file, as_predictions(texts, labels, logits))
     print(args.output_file)
 
@@ -141,14 +134,13 @@ def predict_tasks(
         tests: the test set of each task; the tasks have the same labels.
 
     Raises:
-        ModelError: the model does not fit the tasks.
-        UserError: an output is not a finite number.
+        ModelError: the model does not fit the tasks, or an output is not a finite number.
     """
     labels, length, predictions = next(iter(tests)).labels, input_length(model, args), {}
     classifier = load(model, labels, args)
     for task, examples in tests.items():
         logger.info("%s: %s rows by %s", task.submission_file, f"{len(examples.first):,}", model)
-        logits = predict(classifier, examples, length, args.per_gpu_eval_batch_size)
+        logits = classifier.predict_examples(examples, length, args.per_gpu_eval_batch_size)
         if labels:
             predictions[task] = [labels[i] for i in logits.argmax(1)]
         else:

@@ -56,7 +56,8 @@ case $task in
 esac
 if [ -n "$train_file$validation_file" ]; then
   for name in train_file validation_file; do
-    [ -f "${!name}" ] || die "--$name ${!name:-is missing}: there is no such file"
+    [ -n "${!name}" ] || die "--$name is missing"
+    [ -f "${!name}" ] || die "--$name ${!name}: there is no such file"
     declare "$name=$(cd "$(dirname "${!name}")" && pwd)/$(basename "${!name}")"
   done
   task=$(basename "$(dirname "$train_file")")-$(basename "${train_file%.*}")
@@ -66,8 +67,7 @@ if [ -z "$train_file" ] && [ -n "${GLUE_DIR-}" ]; then
   [ -f "$GLUE_DIR/$task/train.tsv" ] || die "GLUE_DIR is set, but there is no $GLUE_DIR/$task/train.tsv"
   GLUE_DIR=$(cd "$GLUE_DIR" && pwd)
 fi
-mkdir -p "$output_dir"
-output_dir=$(cd "$output_dir" && pwd)
+[[ $output_dir = /* ]] || output_dir=$PWD/$output_dir
 cd "$(dirname "$0")/.."
 if [ "$task$model" = STS-B ]; then
   say "This takes about five minutes on two CPU cores, and less on a GPU. Ctrl-C stops it; the same command continues."
@@ -117,6 +117,7 @@ END
 epochs=$((rows < 500 ? 10 : rows < 5000 ? 5000 / rows : 1))
 k=$(awk -v rows="$rows" -v epochs=$((3 * epochs)) 'BEGIN { printf "%.2g", 0.7 / (0.5 * epochs * rows / 16) }')
 
+mkdir -p "$output_dir"
 train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
   "$python" run_glue.py "${data[@]}" --do_train --do_eval --max_seq_length 128 \
     --per_gpu_train_batch_size 16 --per_gpu_eval_batch_size 32 --save_steps 0 \

@@ -14,8 +14,8 @@ CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to ru
   OUTPUT_DIR      where the runs go: $OUTPUT_DIR/MRPC/linear-rate0.3-k0.0006-lr2e-5-seed42 and so on
   TASKS           the tasks, named as those folders are: "MRPC RTE"
   TRAIN_FILE, VALIDATION_FILE, PREDECESSOR
-                  data of your own and the model fine-tuned on them, in place of GLUE_DIR, TASKS and PREDECESSORS; the
-                  runs go to $OUTPUT_DIR/own, and names of columns come after --
+                  data of your own and the model fine-tuned on them, in place of GLUE_DIR, TASKS and PREDECESSORS; of
+                  reviews/train.csv the runs go to $OUTPUT_DIR/reviews-train; names of columns come after --
   LEARNING_RATES  default: "2e-5"
   REPLACING_RATES default: "0.3"; the constant rate, or the one that the linear schedule starts from
   KS              linear schedule: what the rate gains each step; it is 1 after (1 - rate) / k steps
@@ -58,7 +58,8 @@ set -f  # the lists are words, not patterns of file names
 : "${LEARNING_RATES:=2e-5}" "${REPLACING_RATES:=0.3}" "${KS:=}" "${STEPS:=}" "${SEEDS:=42}" "${PYTHON:=python}"
 if [ -n "${TRAIN_FILE-}" ]; then
   [ -z "${GLUE_DIR-}${TASKS-}${PREDECESSORS-}" ] || die "TRAIN_FILE is for your own data: unset GLUE_DIR, TASKS, PREDECESSORS"
-  TASKS=own
+  TASKS=$(basename "$(cd "$(dirname "$TRAIN_FILE")" && pwd)")-$(basename "${TRAIN_FILE%.*}")
+  TASKS=${TASKS//[[:space:]]/_}  # one word
   needed="TRAIN_FILE VALIDATION_FILE PREDECESSOR OUTPUT_DIR"
 else
   needed="GLUE_DIR PREDECESSORS OUTPUT_DIR TASKS"

@@ -76,7 +76,8 @@ def assert_the_same_run(output: Path, printed: str, one_process: tuple[Path, str
             torch.testing.assert_close(load_file(output / "model.safetensors")[name], weight, atol=1e-5, rtol=0)
     lines, expected_lines = printed.splitlines(), expected.splitlines()
     assert len(lines) == len(expected_lines)
-    for line, expected_line in zip(lines[:-4], expected_lines[:-4], strict=True):
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (output, expected_output)]
+    for line, expected_line in zip(*logs, strict=True):
         assert json.loads(line) == pytest.approx(json.loads(expected_line), abs=1e-5)
     assert without_seconds(lines[-3:]) == without_seconds(expected_lines[-3:])
     assert (output / "eval_results.txt").read_text() == (expected_output / "eval_results.txt").read_text()
@@ -209,3 +210,27 @@ def command_line(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
+
+
+@pytest.mark.slow
+def test_two_processes_take_files_of_ones_own_and_stop_early_as_one_does(tmp_path, without_dropout):
+    labels = ["no", "perhaps", "yes"]
+    for name, n_rows in (("train", 40), ("dev", 13)):
+        rows = [{"sentence": f"good film {'very ' * (i % 5)}", "label": labels[i % 3]} for i in range(n_rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "new.csv").write_text("sentence\ngood\n\nbad film\n")
+    flags = ["--train_file", tmp_path / "train.jsonl", "--validation_file", tmp_path / "dev.jsonl"]
+    flags += ["--test_file", tmp_path / "new.csv", "--model_name_or_path", without_dropout, "--max_steps", 60]
+    flags += "--do_train --do_eval --evaluate_during_training --early_stopping_patience 2 --logging_steps 3".split()
+    flags += "--save_steps 0 --max_seq_length 32 --learning_rate 1e-4 --no_cuda".split()
+    flags += "--replacing_rate 0.5 --steps_for_replacing 5 --finetune_whole_successor".split()
+    for launcher, name, batch_size in (([], "one", 8), (TWO_PROCESSES, "two", 4)):
+        more = ["--output_dir", tmp_path / name, "--per_device_train_batch_size", batch_size]
+        process = start(launcher, *flags, *more)
+        _, err = finish(process)
+        assert process.returncode == 0, err
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert records[0]["steps"] == records[1]["steps"] < 60
+    assert records[0]["best"]["metrics"] == pytest.approx(records[1]["best"]["metrics"])
+    ours, theirs = ((tmp_path / name / "predictions.csv").read_text().splitlines() for name in ("one", "two"))
+    assert len(ours) == 4 and [row.split(",")[:2] for row in ours] == [row.split(",")[:2] for row in theirs]

@@ -9,11 +9,12 @@ import numpy as np
 import predict_glue
 import pytest
 import summarize
+import torch
 from conftest import BAD, GOOD, save_bert, write_glue
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from test_run_glue import read_results, run_as_command, run_here
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import run_glue
 from bert_of_theseus.data.own_files import OwnFiles, read_own_files, read_texts
@@ -144,8 +145,10 @@ GOOD_ROWS = "sentence,label\na,1\nb,0\n"
             "sentence,label\na,1\nb,2.5\n",
             ": its labels are numbers with fractions, such as 2.5: give --do_reg",
         ),
-        ("t.txt", GOOD_ROWS, ": .txt is not known; there are .csv, .tsv, .json, .jsonl"),
-        ("t", GOOD_ROWS, ": no suffix is not known"),
+        ("t.csv", "sentence,label,,label,\na,1,,2,\n", ":1: two columns have the same name; there are 'sentence'"),
+        ("t.txt", GOOD_ROWS, ": its name should end in one of .csv, .tsv, .json, .jsonl"),
+        ("t", GOOD_ROWS, ": its name should end in one of .csv"),
+        ("t.jsonl", '{"sentence": "cut \\ud83d", "label": 1}\n', ":1: 'sentence' is \"cut \\ud83d\"; expected text"),
         (
             "t.jsonl",
             '{"sentence": "a", "label": 1}\n{"sentence": "b"}\n',
@@ -289,13 +292,52 @@ def test_predictions_are_a_row_for_each_text_in_order(reviews, predecessor, tmp_
         header, *rows = csv.reader(file)
     assert header == ["text", "prediction", "probability_Fine", "probability_So-so", "probability_bad"]
     assert [row[0] for row in rows] == texts
-    for row in rows:
-        probabilities = list(map(float, row[2:]))
-        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-        assert row[1] == ["Fine", "So-so", "bad"][int(np.argmax(probabilities))]
-    run_here(*own(reviews, tmp_path / "run", predecessor, *NAMES, *TRAIN, "--test_file", test_file))
-    assert len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) >= 6
+    assert_predicted(rows, header, texts, predecessor)
+
+
+def assert_predicted(rows: list[list[str]], header: list[str], texts: list[str], model_folder: Path) -> None:
+    """The rows are what the model itself says of the texts, one by one."""
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    assert len(rows) == len(texts)
+    for row, text in zip(rows, texts, strict=True):
+        with torch.no_grad():
+            probabilities = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+        found = {header[i].removeprefix("probability_"): float(row[i]) for i in range(2, len(header))}
+        expected = {model.config.id2label[i]: p for i, p in enumerate(probabilities.tolist())}
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert row[1] == max(found, key=found.get) and row[0] == text
+
+
+def test_a_run_predicts_its_test_file_with_its_result(reviews, predecessor, tmp_path, caplog):
+    texts = ["good film", "", "bad", "a cat is not ugly", "So very very good"]
+    test_file = write_csv(tmp_path / "new.csv", ["text"], [[text] for text in texts])
+    # The predecessor counts its labels in another order than the file's.
+    model = AutoModelForSequenceClassification.from_pretrained(predecessor)
+    model.config.id2label, model.config.label2id = {0: "bad", 1: "Fine", 2: "So-so"}, {"bad": 0, "Fine": 1, "So-so": 2}
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(predecessor).save_pretrained(tmp_path / "model")
+    flags = own(reviews, tmp_path / "run", tmp_path / "model", *NAMES, *COMPRESS, "--test_file", test_file)
+    run_here(*flags)
+    written = tmp_path / "run" / "predictions.csv"
+    header, *rows = csv.reader(written.read_text().splitlines())
+    assert_predicted(rows, header, texts, tmp_path / "run")
     assert "predictions.csv" in json.loads((tmp_path / "run" / "run.json").read_text())["files"]
+    before = written.read_bytes()
+    written.unlink()
+    run_here(*flags, "--resume")  # the finished run predicts again
+    assert written.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"), [("model", "is a folder; name a file"), ("new.csv/x.csv", "its folder cannot be made")]
+)
+def test_an_output_file_that_cannot_be_is_refused_before_anything_is_predicted(predecessor, tmp_path, output, reason):
+    (tmp_path / "model").mkdir()
+    test_file = write_csv(tmp_path / "new.csv", ["text"], [["a"]])
+    flags = ["--model_name_or_path", predecessor, "--test_file", test_file, "--output_file", tmp_path / output]
+    with pytest.raises(SystemExit, match=reason):
+        predict_glue.main(predict_glue.parse_args(list(map(str, flags))))
 
 
 def test_scores_are_predicted_as_they_are(tmp_path):
@@ -341,6 +383,7 @@ def test_runs_of_own_files_are_summarised_with_pictures(reviews, predecessor, tm
         (["--text_column_names", "txt"], "no column 'txt'; there are 'text', 'verdict'"),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --evaluate_during_training"),
         (["--do_regression"], "train.csv:2: label 'Fine'; expected a number"),
+        (["--max_train_samples", "1"], "all rows to train on (--max_train_samples 1) have the same label"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line_with_nothing_written(
@@ -405,6 +448,7 @@ def test_early_stopping_counts_from_the_step_at_rate_1_and_gives_the_best_model(
     # Nothing is learned: step 5 is the best. The rate is 1 from step 13 on, so that 15 and 20 count.
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["steps"] == 20 and record["best"]["step"] == 5 and record["last"]["step"] == 20
+    assert record["metrics"] == record["best"]["metrics"]
     assert "Stopped early after step 20: no evaluation since step 5 was better" in caplog.text
     assert f"The successor is in {tmp_path / 'out'}: that of checkpoint-best, step 5" in caplog.text
     assert read_results(tmp_path / "out") == record["best"]["metrics"]
@@ -417,7 +461,6 @@ def test_a_resumed_run_stops_early_where_one_without_a_stop_does(reviews, predec
     flags = own(reviews, tmp_path / "out", predecessor, *NAMES, *FLAGS, *STOPPING, "--save_steps", 10)
     run_here(*flags)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    log = (tmp_path / "out" / "log.jsonl").read_text()
     # As a process leaves it that is killed after step 20 was saved.
     other = own(reviews, tmp_path / "other", predecessor, *NAMES, *FLAGS, *STOPPING, "--save_steps", 10)
 
@@ -432,7 +475,12 @@ def test_a_resumed_run_stops_early_where_one_without_a_stop_does(reviews, predec
     run_here(*other, "--resume")
     resumed = json.loads((tmp_path / "other" / "run.json").read_text())
     assert resumed["steps"] == record["steps"] == 20 and resumed["last"]["metrics"] == record["last"]["metrics"]
-    assert (tmp_path / "other" / "log.jsonl").read_text() == log
+    names = ["log.jsonl", "eval_results.txt", "model.safetensors", "checkpoint-best/model.safetensors"]
+    ours, theirs = ([(tmp_path / of / name).read_bytes() for name in names] for of in ("other", "out"))
+    assert ours == theirs
+    assert "| saved after | 5 optimiser steps |" in (tmp_path / "other" / "README.md").read_text()
+    with pytest.raises(SystemExit, match="--logging_steps was 5, is 1"):
+        run_here(*other, "--resume", "--logging_steps", 1)
 
 
 def test_the_table_is_read_once_more_with_its_own_places(tmp_path):

@@ -146,7 +146,7 @@ def test_files_of_ones_own_take_the_place_of_tasks(settings, tmp_path):
     args = run_glue.parse_args(shlex.split(command)[2:])
     assert (args.train_file, args.validation_file) == (own["TRAIN_FILE"], own["VALIDATION_FILE"])
     assert (args.model_name_or_path, args.task_name) == (own["PREDECESSOR"], None)
-    assert args.output_dir == f"{settings['OUTPUT_DIR']}/own/linear-rate0.3-k0.1-lr2e-5-seed42"
+    assert args.output_dir == f"{settings['OUTPUT_DIR']}/the_data-TRAIN_FILE/linear-rate0.3-k0.1-lr2e-5-seed42"
     for changes, message in [
         ({"VALIDATION_FILE": ""}, "VALIDATION_FILE is not set"),
         ({"TRAIN_FILE": "/no.csv"}, "TRAIN_FILE: there is no file /no.csv"),

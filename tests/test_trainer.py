@@ -179,7 +179,8 @@ def test_the_scaler_of_float16_has_a_gradient_in_each_step(tmp_path):
     schedule = linear(model)
     args = arguments(tmp_path)
     args.fp16 = True  # which the Trainer itself takes on a GPU alone
-    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.0), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)  # the frozen ones too
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(torch.ones(1))  # or it has no scale yet
     callback, state, before = ReplacementCallback(schedule), TrainerState(), trained(model)
@@ -189,7 +190,9 @@ def test_the_scaler_of_float16_has_a_gradient_in_each_step(tmp_path):
         scaler.update()
         optimizer.zero_grad()
         callback.on_step_end(args, state, TrainerControl(), optimizer=optimizer)
-    assert schedule.steps == 2 and all(torch.equal(p, before[name]) for name, p in trained(model).items())
+    assert schedule.steps == 2 and frozen
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    assert all(torch.allclose(p, before[name], atol=1e-3) for name, p in trained(model).items())  # they decay
 
 
 def test_a_model_of_one_s_own_around_a_compressed_one_is_trained_too(tmp_path):

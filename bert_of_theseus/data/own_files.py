@@ -42,12 +42,19 @@ class OwnFiles:
 
     @classmethod
     def of(cls, arguments: Mapping) -> "OwnFiles":
-        """Those that a command's arguments name, by their flags; a flag can be missing, or be None."""
+        """Those that a command's arguments name, by their flags; a flag can be missing, or be None.
+
+        Raises:
+            DataError: more than two columns of text.
+        """
         given = {name: value for name, value in arguments.items() if value}
+        columns = tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(","))))
+        if len(columns) > 2:
+            raise DataError(f"--text_column_names {','.join(columns)}: a model takes one text, or two")
         return cls(
             train=given.get("train_file", ""),
             validation=given.get("validation_file", ""),
-            text_columns=tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(",")))),
+            text_columns=columns,
             label_column=given.get("label_column_name", cls.label_column),
             do_regression=given.get("do_regression", False),
             positive_label=given.get("positive_label", ""),
@@ -155,7 +162,7 @@ def is_number(value: object) -> bool:
     """Whether it is a finite number, or the text of one."""
     try:
         return math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

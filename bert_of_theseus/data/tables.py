@@ -45,7 +45,7 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
     """
     path, digest = Path(path), hashlib.sha256()
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{path}: {path.suffix or 'no suffix'} is not known; there are {', '.join(READERS)}")
+        raise DataError(f"{path}: its name should end in one of {', '.join(READERS)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     columns, texts, labels, places = text_columns, [[] for _ in text_columns], [], []
@@ -58,7 +58,7 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
             if name not in row:
                 raise DataError(f"{path}{place}: no column {name!r}; there are {', '.join(map(repr, row))}")
         for name, column in zip(columns, texts, strict=True):
-            if not isinstance(row[name], str):
+            if not is_text(row[name]):
                 raise DataError(f"{path}{place}: {name!r} is {json.dumps(row[name])[:40]}; expected text")
             column.append(row[name])
         if label_column is not None:
@@ -66,6 +66,14 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
     if not places:
         raise DataError(f"{path}: no rows")
     return Table(path, columns, texts, labels, places, digest.hexdigest())
+
+
+def is_text(value: object) -> bool:
+    """Whether it is text, and whole: JSON can hold half of a character, as cutting a text leaves it."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def choose_text_columns(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -109,6 +117,9 @@ def tsv_rows(path: Path, digest) -> Rows:
 def with_names(path: Path, number: int, header: list[str], row: list[str]) -> dict[str, str]:
     if len(row) != len(header):
         raise DataError(f"{path}:{number}: {len(row)} columns; the header has {len(header)}")
+    named = list(filter(None, header))
+    if len(set(named)) < len(named):
+        raise DataError(f"{path}:1: two columns have the same name; there are {', '.join(map(repr, header))}")
     return dict(zip(header, row, strict=True))
 
 

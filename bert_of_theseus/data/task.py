@@ -69,7 +69,7 @@ class Examples(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A task, and the rows of its that a command asks for."""
+    """A task, and those of its rows that a command asks for."""
 
     task: Task
     train: Examples | None

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -65,24 +66,16 @@ def model_sha256(model: torch.nn.Module, tokenizer, config: dict) -> str:
     return digest.hexdigest()
 
 
-# Arguments that a resumed run may change: names, places (the contents are compared), and what changes no weight.
-FREE = (
-    "data_dir train_file validation_file test_file model_name_or_path config_name tokenizer_name cache_dir output_dir "
-    "overwrite_output_dir overwrite_cache resume do_eval eval_all_checkpoints logging_steps save_steps "
-    "save_total_limit per_gpu_eval_batch_size model_type fp16_opt_level local_rank"
-).split()
-
-
-def differences(earlier: dict, record: dict) -> list[str]:
+def differences(earlier: dict, record: dict, may_differ: Collection[str] = ()) -> list[str]:
     """How a run differs, in words, from the earlier part of it that it is to resume, as their records tell.
 
-    What only one of the records names is no difference.
+    Arguments that only one of the records has are not compared, nor are those that `may_differ` names.
     """
     before, after = earlier["arguments"], record["arguments"]
     found = [
         f"--{name} was {before[name]!r}, is {value!r}"
         for name, value in after.items()
-        if name not in FREE and name in before and before[name] != value
+        if name not in may_differ and name in before and before[name] != value
     ]
     found += [
         f"{name} has changed" for name, sha256 in record["data"].items() if earlier["data"].get(name, sha256) != sha256

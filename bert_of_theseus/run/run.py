@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -126,11 +126,16 @@ class Run:
             for name in os.listdir(self.folder)
         )
 
-    def check(self, record: dict) -> None:
-        """UserError, with all differences, where the run to resume was started with something else."""
+    def check(self, record: dict, may_differ: Collection[str] = ()) -> None:
+        """UserError, with all differences, where the run to resume was started with something else.
+
+        Args:
+            record: of this command.
+            may_differ: names of the arguments that may be others.
+        """
         if not self.earlier:
             return
-        different = records.differences(self.earlier, record)
+        different = records.differences(self.earlier, record, may_differ)
         changes = records.environment_changes(self.earlier, record)
         if different:
             advice = "give what it was started with, or name another --output_dir"
