@@ -45,7 +45,7 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.device import choose_device, device_name
 from bert_of_theseus.run.files import write_whole
-from bert_of_theseus.run.folder import BEST, RESULTS, as_results, checkpoints, read_record, read_results
+from bert_of_theseus.run.folder import BEST, RESULTS, arguments_of, as_results, checkpoints, read_record, read_results
 from bert_of_theseus.run.processes import is_main, on_main
 from bert_of_theseus.run.run import Run
 from bert_of_theseus.training import (
@@ -102,14 +102,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME[,NAME]",
         help="columns of the text, or of the pair of texts (default: sentence, or sentence1,sentence2)",
     )
-    add("--label_column_name", metavar="NAME", default="label", help="column of the labels (default: %(default)s)")
+    add("--label_column_name", metavar="NAME", help="column of the labels (default: label)")
     add("--do_regression", action="store_true", help="the labels are scores (default: classes)")
     add("--positive_label", metavar="LABEL", help="measure the F1 of this class (default: the mean over the classes)")
 
     add = parser.add_argument_group("compression (only with --replacing_rate)").add_argument
     add("--replacing_rate", type=float, help="constant replacing rate, or the start of the schedule; in (0, 1]")
     add("--scheduler_type", choices=SCHEDULES, default="none", help="none: a constant rate (default: %(default)s)")
-    add("--scheduler_linear_k", type=at_least(0, float), default=0, help="what the linear rate gains each step")
+    add(
+        "--scheduler_linear_k",
+        type=at_least(0, float),
+        help="what the linear rate gains each step (default: so much that it is 1 after half of the steps)",
+    )
     add("--steps_for_replacing", type=at_least(0), default=0, help="steps at the constant rate before it becomes 1")
     add(
         "--finetune_whole_successor",
@@ -238,7 +242,7 @@ def warn_about(args) -> None:
         logger.warning("--steps_for_replacing is ignored: it is for a constant rate")
     if args.scheduler_type == "none" and args.scheduler_linear_k:
         logger.warning("--scheduler_linear_k is ignored: it is for --scheduler_type linear")
-    if args.scheduler_type == "linear" and args.scheduler_linear_k == 0:
+    if args.scheduler_type == "linear" and args.scheduler_linear_k == 0.0:
         logger.warning("--scheduler_linear_k is 0: the replacing rate stays at %g", args.replacing_rate)
     if args.scheduler_type == "none" and args.steps_for_replacing == 0:
         logger.warning(
@@ -266,6 +270,8 @@ def main(args, variant: Callable | None = None) -> None:
         data = read_data(args)
         texts = read_texts(args.test_file, OwnFiles.of(vars(args))) if args.test_file else None
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
+        if args.scheduler_type == "linear" and args.scheduler_linear_k is None:
+            args.scheduler_linear_k = (1 - args.replacing_rate) / max(1, n_steps // 2)
         record = describe_run(args, device, data)
         if run.is_finished():
             run.check(record, may_differ(args))
@@ -397,14 +403,15 @@ def conclude(
 def read_data(args) -> Data:
     """The task, the training set, and the dev sets by name: those that are needed."""
     evaluates = args.do_eval or args.evaluate_during_training
-    files = OwnFiles.of(vars(args) if evaluates else vars(args) | {"validation_file": None})
+    given = vars(args) | ({} if evaluates else {"validation_file": None})
     if args.task_name:
         task = TASKS[args.task_name].judged_by(args.metric_for_best_model)
         data = read_task(task, args.data_dir, args.do_train, evaluates)
     elif args.train_file:
-        data = read_own_files(files)
-    else:  # the model knows the labels
+        data = read_own_files(OwnFiles.of(given))
+    else:  # the model knows the labels, and the run that trained it the columns
         model = args.output_dir if os.path.isfile(f"{args.output_dir}/config.json") else args.model_name_or_path
+        files = OwnFiles.of(arguments_of(model) | {"train_file": None} | {n: v for n, v in given.items() if v})
         data = read_own_files(files, read_labels(model, args.cache_dir), f"{model} (or give a --train_file)")
     data = data.head(args.max_train_samples, args.max_eval_samples)
     if data.train and len(np.unique(data.train.labels)) == 1:
@@ -757,14 +764,20 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         say("Successor", f"{len(state.layers.successor)} layers, {exported_parameters(state):,} parameters")
         say("Rate", state.rate_schedule.describe(n_steps))
         if state.rate_schedule.full_replacement_step(n_steps) is None:
-            logger.warning("The successor never trains alone: the replacing rate does not stay at 1 before the end")
+            logger.warning(
+                "The successor never trains alone, and will be poor: the replacing rate does not stay at 1 before the "
+                "end. Let it reach 1 after about %d of the %d steps",
+                n_steps // 2,
+                n_steps,
+            )
         elif args.finetune_whole_successor:
             say("Whole", f"embeddings, pooler and head learn too, from step {steps_with_predecessor(state) + 1:,} on")
     where = device_name(device)
     if n_processes() > 1:
-        where = f"{n_processes()} processes, {args.per_gpu_train_batch_size} examples each; {where}"
+        where = f"{n_processes()} processes, {args.per_gpu_train_batch_size} rows each; {where}"
     examples_a_step = batch_rows(args) * args.gradient_accumulation_steps
-    say("Steps", f"{n_steps:,} of {examples_a_step} examples, {steps_an_epoch:,} an epoch, on {device.type} ({where})")
+    size = f"{n_steps:,} with {examples_a_step} rows each, {steps_an_epoch:,} an epoch"
+    say("Steps", f"{size}, on {device.type} ({where})")
     if device.type == "cpu" and not args.no_fast_kernels:
         say("Kernels", describe_kernels())
     folder = run.state_folder()

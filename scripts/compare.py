@@ -118,7 +118,7 @@ def compare(args: argparse.Namespace) -> str:
         models.append((classifier, features[task.name]))
     speeds = measure_speed(models, args.per_gpu_eval_batch_size, args.rounds)
 
-    head = [f"{task.title} on {device}", *scores[0].metrics, "kept", *scores[-1].loyalty]
+    head = [f"{task.title} on {device}", *scores[0].metrics, f"{task.main_key} kept", *scores[-1].loyalty]
     table = [[*head, "layers", "parameters", "MB on disk", "sentences/s", "ms for one"]]
     for path, classifier, score, (in_batches, alone) in zip(paths, classifiers, scores, speeds, strict=True):
         model = classifier.model

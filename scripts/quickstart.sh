@@ -115,7 +115,6 @@ END
 ) || exit 1
 # As many steps as one epoch of STS-B has, but no more than ten epochs.
 epochs=$((rows < 500 ? 10 : rows < 5000 ? 5000 / rows : 1))
-k=$(awk -v rows="$rows" -v epochs=$((3 * epochs)) 'BEGIN { printf "%.2g", 0.7 / (0.5 * epochs * rows / 16) }')
 
 mkdir -p "$output_dir"
 train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
@@ -130,7 +129,7 @@ train "$runs/predecessor" --model_name_or_path "$model" --num_train_epochs $epoc
 
 say "Successor: epochs: $((3 * epochs)); the replacing rate rises from 0.3 linearly to 1, which it reaches half way"
 train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epochs $((3 * epochs)) \
-  --learning_rate 2e-4 --replacing_rate 0.3 --scheduler_type linear --scheduler_linear_k "$k"
+  --learning_rate 2e-4 --replacing_rate 0.3 --scheduler_type linear
 
 say "Comparison"
 (cd "$runs" && "$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor "${dev[@]}") |
@@ -139,7 +138,7 @@ say "Done. The successor is an ordinary model of transformers, in
    $runs/successor
 
 What to do next:
-   new texts                $python scripts/predict_glue.py --model_name_or_path $runs/successor \\
+   new texts                $python scripts/predict_glue.py --model_name_or_path $(printf %q "$runs/successor") \\
                               --test_file NEW.csv --output_file PREDICTIONS.csv
    data of your own         scripts/quickstart.sh --train_file TRAIN.csv --validation_file DEV.csv
    another task of GLUE     scripts/quickstart.sh --task MRPC

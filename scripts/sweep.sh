@@ -16,7 +16,7 @@ CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to ru
   TRAIN_FILE, VALIDATION_FILE, PREDECESSOR
                   data of your own and the model fine-tuned on them, in place of GLUE_DIR, TASKS and PREDECESSORS; of
                   reviews/train.csv the runs go to $OUTPUT_DIR/reviews-train; names of columns come after --
-  LEARNING_RATES  default: "2e-5"
+  LEARNING_RATES  default: "2e-5", which is for a BERT-base; small models need higher ones
   REPLACING_RATES default: "0.3"; the constant rate, or the one that the linear schedule starts from
   KS              linear schedule: what the rate gains each step; it is 1 after (1 - rate) / k steps
   STEPS           constant rate: steps at this rate, before it becomes 1
@@ -167,7 +167,9 @@ for device in ${devices:-none}; do
 done
 wait
 
-if [ -e "$taken/failed" ]; then
+if [ ! -e "$taken/failed" ]; then
+  echo "all ${#runs[@]} runs are finished; their tables: $PYTHON $root/scripts/summarize.py $OUTPUT_DIR"
+else
   echo "sweep.sh: $(wc -l < "$taken/failed") of ${#runs[@]} runs failed; their logs end in:" >&2
   cat "$taken/failed" >&2
   exit 1

@@ -93,7 +93,7 @@ def test_two_processes_make_the_run_of_one_with_twice_the_batch(without_dropout,
     process = start(TWO_PROCESSES, *arguments(without_dropout, mnli, output, 4))
     out, err = finish(process)
     assert process.returncode == 0, err
-    assert "8 of 16 examples" in err and "2 processes, 4 examples each" in err
+    assert "8 with 16 rows each" in err and "2 processes, 4 rows each" in err
     assert err.count("Predecessor ") == 2  # its size and its score, each said once
     assert_the_same_run(output, out, one_process)
     assert json.loads((output / "run.json").read_text())["processes"] == 2

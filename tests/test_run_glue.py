@@ -189,20 +189,19 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
     assert shown["loss"] == pytest.approx({s: line["loss"] for s, line in logged.items() if "loss" in line})
 
     # The plan was said before: steps, dev passes, checkpoints.
-    assert "12 of 8 examples" in done.stderr and "Dev passes   4" in done.stderr
+    assert "12 with 8 rows each" in done.stderr and "Dev passes   4" in done.stderr
     assert "4 checkpoints of" in done.stderr
     assert "from 0.3 to 1 at step 8" in done.stderr  # as logged above
 
 
-def test_a_constant_rate_compresses_a_roberta_for_regression(tmp_path):
+def test_a_constant_rate_compresses_a_roberta_for_regression(tmp_path, capsys, caplog):
     model = save_roberta(tmp_path / "model", num_labels=1)
     data, output = write_glue(tmp_path / "STS-B", "sts-b"), tmp_path / "successor"
     flags = "--do_train --do_eval --per_gpu_train_batch_size 16 --max_steps 8 --logging_steps 1 --do_lower_case "
     flags += "--replacing_rate 0.5 --steps_for_replacing 6 --scc_n_layer 1 --save_steps 0"
-    done = run_as_command(*arguments("STS-B", model, data, output, *flags.split()))
-    assert done.returncode == 0, done.stderr
-    assert "do_lower_case is ignored" in done.stderr
-    logged = [line for line in json_lines(done.stdout) if "learning_rate" in line]
+    run_here(*arguments("STS-B", model, data, output, *flags.split()))
+    assert "do_lower_case is ignored" in caplog.text
+    logged = [line for line in json_lines(capsys.readouterr().out) if "learning_rate" in line]
     assert [line["replacing_rate"] for line in logged] == [0.5] * 6 + [1.0] * 2
     assert any("loss" not in line for line in logged) and any(
         "loss" in line for line in logged
@@ -217,15 +216,15 @@ def test_a_constant_rate_compresses_a_roberta_for_regression(tmp_path):
     assert score == pytest.approx(logits.item(), abs=1e-5)
 
 
-def test_mnli_is_scored_on_both_dev_sets_with_the_models_own_label_order(tmp_path):
+def test_mnli_is_scored_on_both_dev_sets_with_the_models_own_label_order(tmp_path, capsys):
     order = ["ENTAILMENT", "NEUTRAL", "CONTRADICTION"]
     labels = {"id2label": dict(enumerate(order)), "label2id": {name: i for i, name in enumerate(order)}}
     model = save_bert(tmp_path / "model", num_labels=3, **labels)
     data, output = write_glue(tmp_path / "MNLI", "mnli"), tmp_path / "successor"
     flags = "--do_train --do_eval --evaluate_during_training --max_steps 4 --logging_steps 2 --replacing_rate 0.6 "
     flags += "--scheduler_type linear --scheduler_linear_k 0.2 --save_steps 2 --eval_all_checkpoints"
-    done = run_as_command(*arguments("mnli", model, data, output, *flags.split()))
-    assert done.returncode == 0, done.stderr
+    run_here(*arguments("mnli", model, data, output, *flags.split()))
+    printed = capsys.readouterr().out
     expected = {
         "mnli/acc": score_again(output, data, "mnli")["acc"],
         "mnli-mm/acc": score_again(output, data, "mnli-mm")["acc"],
@@ -237,25 +236,26 @@ def test_mnli_is_scored_on_both_dev_sets_with_the_models_own_label_order(tmp_pat
     }
     assert read_results(output) == pytest.approx(expected)
     predecessor = [f"{score_again(model, data, name)['acc']:.4f}" for name in ("mnli", "mnli-mm")]
-    assert done.stdout.splitlines()[-3].split()[:3] == ["predecessor", *predecessor]
+    assert printed.splitlines()[-3].split()[:3] == ["predecessor", *predecessor]
     names = AutoModelForSequenceClassification.from_pretrained(output).config.id2label
     assert names == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
-def test_without_a_replacing_rate_a_model_without_a_head_is_fine_tuned(tmp_path):
+def test_without_a_replacing_rate_a_model_without_a_head_is_fine_tuned(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
     folder = save_bert(tmp_path / "model", num_labels=3)
     BertModel(BertConfig.from_pretrained(folder)).save_pretrained(folder)
     data, output = write_glue(tmp_path / "CoLA", "cola", n_train=64), tmp_path / "predecessor"
     flags = "--do_train --do_eval --evaluate_during_training --num_train_epochs 40 --logging_steps 40 --save_steps 0"
-    done = run_as_command(*arguments("CoLA", folder, data, output, *flags.split(), "--per_gpu_train_batch_size", 16))
-    assert done.returncode == 0, done.stderr
-    lines = json_lines(done.stdout)
-    assert done.stdout.splitlines()[-1].startswith("{"), "plain fine-tuning prints no comparison"
+    run_here(*arguments("CoLA", folder, data, output, *flags.split(), "--per_gpu_train_batch_size", 16))
+    printed = capsys.readouterr().out
+    lines = json_lines(printed)
+    assert printed.splitlines()[-1].startswith("{"), "plain fine-tuning prints no comparison"
     assert all("replacing_rate" not in line for line in lines)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.5 * losses[0]
     assert read_results(output) == pytest.approx(score_again(output, data, "cola"))
-    assert "classifier.weight" in done.stderr  # said to be new
+    assert "classifier.weight" in caplog.text  # said to be new
     model = AutoModelForSequenceClassification.from_pretrained(output)
     assert model.config.num_hidden_layers == 4 and model.config.num_labels == 2
     # The same folder is a predecessor now.
@@ -327,6 +327,17 @@ def test_the_whole_successor_is_fine_tuned_from_its_first_step_alone_where_asked
     logged = [json.loads(line) for line in (tmp_path / "s" / "log.jsonl").read_text().splitlines()]
     shares = [1, 7 / 8, 6 / 8, 5 / 8, 1, 3 / 4, 2 / 4, 1 / 4]
     assert [line["learning_rate"] for line in logged] == pytest.approx([1e-3 * share for share in shares])
+
+
+def test_without_its_slope_the_linear_rate_is_1_after_half_of_the_steps(bert_folder, mrpc, tmp_path):
+    flags = "--do_train --max_steps 8 --replacing_rate 0.2 --scheduler_type linear --save_steps 0 --logging_steps 1"
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "s", *flags.split()))
+    logged = [json.loads(line) for line in (tmp_path / "s" / "log.jsonl").read_text().splitlines()]
+    rates = [line["replacing_rate"] for line in logged]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+    assert json.loads((tmp_path / "s" / "run.json").read_text())["arguments"]["scheduler_linear_k"] == pytest.approx(
+        0.2
+    )
 
 
 def test_evaluation_in_between_does_not_change_the_training(bert_folder, mrpc, tmp_path):
@@ -514,7 +525,7 @@ def test_a_predecessor_no_better_than_chance_is_warned_about(mrpc, tmp_path, cap
     ("flags", "warning"),
     [
         ("--replacing_rate 0.5", "--steps_for_replacing is 0"),
-        ("--replacing_rate 0.5 --scheduler_type linear", "--scheduler_linear_k is 0"),
+        ("--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0", "--scheduler_linear_k is 0"),
         ("--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.1 --steps_for_replacing 3", "is ignored"),
         ("--replacing_rate 0.5 --scheduler_linear_k 0.1 --steps_for_replacing 3", "is ignored"),
         ("--fp16_opt_level O2", "--fp16_opt_level is ignored"),

@@ -151,6 +151,8 @@ def labelled(table: Table, task: Task, origin: str, files: OwnFiles) -> Examples
 def class_name(table: Table, row: int) -> str:
     """The class of a row; DataError where it is neither text nor a whole number."""
     value = table.labels[row]
+    if isinstance(value, str):
+        value = value.strip()
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         advice = "; --do_regression takes scores" if isinstance(value, float) else ""
         what = f"label {value}" if value not in ("", None) else "no label"
@@ -176,18 +178,18 @@ def listed(names: tuple[str, ...]) -> str:
 class Texts(NamedTuple):
     """What is to be predicted."""
 
-    columns: tuple[str, ...]
-    examples: Examples  # without labels
+    rows: list[dict]  # as the file has them, with all its columns
+    examples: Examples  # of the columns of text, without labels
 
 
 def read_texts(path: str | Path, files: OwnFiles) -> Texts:
     """The texts of a file that may have no labels; errors as `read_table`."""
     table = read_table(path, files.text_columns, None)
-    return Texts(table.columns, table.examples(None, None))
+    return Texts(table.rows, table.examples(None, None))
 
 
 def as_predictions(texts: Texts, labels: tuple[str, ...] | None, logits: np.ndarray) -> str:
-    """CSV with a row for each text: the text, what is predicted of it, and the probability of each label.
+    """CSV with a row for each text: its columns in the file, what is predicted, and the probability of each label.
 
     Args:
         labels: None where the predictions are scores.
@@ -195,12 +197,13 @@ def as_predictions(texts: Texts, labels: tuple[str, ...] | None, logits: np.ndar
     """
     text = io.StringIO()
     writer = csv.writer(text)
-    columns = [texts.examples.first, *([] if texts.examples.second is None else [texts.examples.second])]
+    columns = list(texts.rows[0])
     if labels:
-        writer.writerow([*texts.columns, "prediction", *(f"probability_{label}" for label in labels)])
+        writer.writerow([*columns, "prediction", *(f"probability_{label}" for label in labels)])
         found = [[labels[row.argmax()], *(f"{p:.6f}" for p in row)] for row in softmax(logits.astype(float), axis=1)]
     else:
-        writer.writerow([*texts.columns, "prediction"])
+        writer.writerow([*columns, "prediction"])
         found = [[f"{score:.6g}"] for score in logits[:, 0]]
-    writer.writerows([*row, *values] for *row, values in zip(*columns, found, strict=True))
+    for row, values in zip(texts.rows, found, strict=True):
+        writer.writerow([*(row.get(name, "") for name in columns), *values])
     return text.getvalue()

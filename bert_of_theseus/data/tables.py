@@ -19,7 +19,8 @@ class Table(NamedTuple):
     path: Path
     columns: tuple[str, ...]  # of the texts
     texts: list[list[str]]  # a list of rows for each of these columns
-    labels: list  # as the file has them
+    labels: list  # as the file has them; none where they are not read
+    rows: list[dict]  # with all columns, where the labels are not read
     places: list[str]  # of each row, after the path: a line or, in a list of JSON, a row
     sha256: str  # of the file
 
@@ -45,27 +46,37 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
     """
     path, digest = Path(path), hashlib.sha256()
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{path}: its name should end in one of {', '.join(READERS)}")
+        raise DataError(f"{path}: its name should end in {', '.join(READERS)}; save a spreadsheet as CSV in UTF-8")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    columns, texts, labels, places = text_columns, [[] for _ in text_columns], [], []
+    columns, texts, labels, rows, places = text_columns, [[] for _ in text_columns], [], [], []
     for place, row in READERS[path.suffix.lower()](path, digest):
         if not places:
-            columns = columns or choose_text_columns(path, tuple(row))
+            columns = columns or choose_text_columns(path, row)
             texts = [[] for _ in columns]
         places.append(place)
         for name in columns if label_column is None else (*columns, label_column):
             if name not in row:
-                raise DataError(f"{path}{place}: no column {name!r}; there are {', '.join(map(repr, row))}")
+                where = f"{path}{place}" if len(places) > 1 else path
+                raise DataError(f"{where}: no column {name!r}; there are {names(row)}")
         for name, column in zip(columns, texts, strict=True):
             if not is_text(row[name]):
                 raise DataError(f"{path}{place}: {name!r} is {json.dumps(row[name])[:40]}; expected text")
             column.append(row[name])
-        if label_column is not None:
+        if label_column is None:
+            rows.append(row)
+        else:
             labels.append(row[label_column])
     if not places:
         raise DataError(f"{path}: no rows")
-    return Table(path, columns, texts, labels, places, digest.hexdigest())
+    return Table(path, columns, texts, labels, rows, places, digest.hexdigest())
+
+
+def names(row: dict) -> str:
+    """The row's columns, for a message, with a hint where they seem to be one for want of the right separator."""
+    found = ", ".join(map(repr, row))
+    is_one = len(row) == 1 and any(mark in next(iter(row)) for mark in ";,\t")
+    return found + " (.csv needs commas between the columns, .tsv tabs)" * is_one
 
 
 def is_text(value: object) -> bool:
@@ -76,14 +87,14 @@ def is_text(value: object) -> bool:
         return False
 
 
-def choose_text_columns(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+def choose_text_columns(path: Path, row: dict) -> tuple[str, ...]:
     """Those that are there by their usual names; DataError where there are none."""
     for usual in (("sentence",), ("sentence1", "sentence2")):
-        if set(usual) <= set(names):
+        if set(usual) <= set(row):
             return usual
     raise DataError(
-        f"{path}: no column 'sentence', and no 'sentence1' and 'sentence2'; there are {', '.join(map(repr, names))}: "
-        "--text_column_names says which one, or which two, parted by a comma"
+        f"{path}: no column 'sentence', and no 'sentence1' and 'sentence2'; there are {names(row)}: give "
+        "--text_column_names, one of them or two, parted by a comma"
     )
 
 

@@ -68,11 +68,18 @@ def one_line_errors(prog: str, *kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "warning: " * (record.levelno == logging.WARNING) + super().format(record)
+
+
 def log_plainly() -> None:
-    """Log messages as they are to standard error, without the libraries' own chatter."""
+    """Log messages as they are to standard error, warnings as such, without the libraries' own chatter."""
     import transformers  # here, so that commands without a model start without it
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("httpx", "httpcore", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()

@@ -172,7 +172,8 @@ class Run:
             advice = "raise --save_steps, or set --save_total_limit"
             raise UserError(f"{self.folder}: {needed} of checkpoints do not fit in {free}; {advice}")
         models = f"{n_models:,} checkpoint{'s' * (n_models > 1)} of {readable_size(of_weights)}"
-        return f"{models}, the newest with {readable_size(of_state)} of state: at most {needed}, of {free} free"
+        state = f"{readable_size(of_state)} of state " + ("in the newest" if n_saves else "where it is stopped")
+        return f"{models}, {state}: at most {needed}, of {free} free"
 
     def _free_bytes(self) -> int:
         """What is free, and what the files take that this run replaces."""
