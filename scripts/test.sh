@@ -40,5 +40,5 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 "$environment/bin/ruff" check .
 "$environment/bin/ruff" format --check .
-# Two processes, each with whole files: their tests share models and runs.
-"$environment/bin/python" -m pytest -n 2 --dist loadfile ${marker[@]+"${marker[@]}"} "$@"
+# Two processes. Each takes whole files as far as it goes, since their tests share models and runs.
+"$environment/bin/python" -m pytest -n 2 --dist worksteal ${marker[@]+"${marker[@]}"} "$@"
