@@ -110,7 +110,7 @@ def csv_rows(path: Path, digest) -> Rows:
         for row in lines:
             if header and (row or len(header) == 1):
                 yield f":{number}", with_names(path, number, header, row or [""])
-            header = header or row
+            header = header or as_header(path, row)
             number = lines.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}:{number}: {error}; expected CSV as RFC 4180 has it") from None
@@ -122,15 +122,20 @@ def tsv_rows(path: Path, digest) -> Rows:
         row = without_end(line).split("\t")
         if header and (row != [""] or len(header) == 1):
             yield f":{number}", with_names(path, number, header, row)
-        header = header or row
+        header = header or as_header(path, row)
+
+
+def as_header(path: Path, names: list[str]) -> list[str]:
+    """The names; DataError where two columns have the same one."""
+    named = list(filter(None, names))
+    if len(set(named)) < len(named):
+        raise DataError(f"{path}:1: two columns have the same name; there are {', '.join(map(repr, names))}")
+    return names
 
 
 def with_names(path: Path, number: int, header: list[str], row: list[str]) -> dict[str, str]:
     if len(row) != len(header):
         raise DataError(f"{path}:{number}: {len(row)} columns; the header has {len(header)}")
-    named = list(filter(None, header))
-    if len(set(named)) < len(named):
-        raise DataError(f"{path}:1: two columns have the same name; there are {', '.join(map(repr, header))}")
     return dict(zip(header, row, strict=True))
 
 
