@@ -25,7 +25,15 @@ from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from bert_of_theseus import compress, export_successor, find_layers, successor_size
-from bert_of_theseus.classifier import BAR, Classifier, ModelError, ModelSource, load_classifier, read_labels
+from bert_of_theseus.classifier import (
+    BAR,
+    Classifier,
+    ModelError,
+    ModelSource,
+    count_parameters,
+    load_classifier,
+    read_labels,
+)
 from bert_of_theseus.cpu_kernels import describe_kernels, fast_kernels
 from bert_of_theseus.data.features import Features, FeaturesCache
 from bert_of_theseus.data.own_files import OwnFiles, Texts, as_predictions, listed, read_own_files, read_texts
@@ -676,24 +684,29 @@ def finish(args, task: Task, state: TrainState, run: Run, scores: dict[str, Scor
     last, predecessor = scores["last"], scores["predecessor"]
     results = {"steps": state.step, "parameters": n_exported, "training_seconds": state.seconds}
     rows = []
+
+    def add(who: str, score: dict, size: int) -> None:
+        seconds = f"{score['seconds']:.2f}" if "seconds" in score else "-"
+        rows.append((who, score, {"parameters": f"{size:,}", "seconds for dev": seconds}))
+
     if predecessor:
         results["predecessor"] = predecessor.recorded() | {"parameters": n_parameters}
-        rows.append(("predecessor", results["predecessor"]))
+        add("predecessor", results["predecessor"], n_parameters)
     if last:
         results["last"] = {"step": state.step} | last.recorded() | {"parameters": n_exported}
-        rows.append((f"successor, last step ({state.step})", results["last"]))
+        add(f"successor, last step ({state.step})", results["last"], n_exported)
     if best := run.best_results():
         step = int(best.pop("step"))
         metrics = {key: value for key, value in best.items() if key in last.metrics}
         loyalty = {key: value for key, value in best.items() if key in last.loyalty}
         results["best"] = {"step": step, "metrics": metrics, "main": best[main_key], "loyalty": loyalty}
-        rows.append((f"successor, best step ({step})", results["best"] | {"parameters": n_exported}))
+        add(f"successor, best step ({step})", results["best"], n_exported)
     results["metrics"] = results["best" if args.early_stopping_patience else "last"]["metrics"] if last else {}
     run.finish(results)
     of_best = f": that of checkpoint-best, step {results['best']['step']}" if args.early_stopping_patience else ""
     logger.info("The %s is in %s%s", "successor" if state.layers else "model", run.folder, of_best)
     if predecessor and is_main():
-        print(comparison(rows, main_key))
+        print(comparison("", rows, main_key))
 
 
 # ------------------------------------------------------------------------- before anything is written
@@ -728,10 +741,6 @@ def model_sha256(args, classifier: Classifier) -> str:
     config_name = args.config_name or args.model_name_or_path
     config, _ = transformers.PretrainedConfig.get_config_dict(config_name, cache_dir=args.cache_dir or None)
     return on_main(records.model_sha256, classifier.model, classifier.tokenizer, config)
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def exported_parameters(state: TrainState) -> int:

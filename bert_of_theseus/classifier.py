@@ -219,6 +219,10 @@ def _check_tokens(source: ModelSource, classifier: Classifier, max_seq_length: i
         raise ModelError(f"{name}: the tokenizer has {len(tokenizer)} tokens, more than the model embeds")
 
 
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 def read_labels(source: ModelSource | str, cache_dir: str = "") -> tuple[str, ...] | None:
     """The labels of a fine-tuned model, in the order of its outputs; None where it gives a score. ModelError as above.
 

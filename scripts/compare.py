@@ -16,16 +16,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
+from bert_of_theseus.classifier import Classifier, ModelError, count_parameters, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
 from bert_of_theseus.data.features import Features, FeaturesCache
 from bert_of_theseus.data.own_files import OwnFiles, read_own_files
-from bert_of_theseus.data.scores import DevSets
+from bert_of_theseus.data.scores import DevSets, comparison
 from bert_of_theseus.data.task import Data, DataError
-from bert_of_theseus.run.command_line import OneLineParser, aligned, at_least, log_plainly, one_line_errors
+from bert_of_theseus.run.command_line import OneLineParser, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.folder import arguments_of
 from glue_processors import TASKS, find_task, read_task
-from run_glue import count_parameters
 
 N_BATCHED, N_SINGLE = 256, 20  # the first rows of the dev set that each round times in batches and one by one
 
@@ -118,17 +117,18 @@ def compare(args: argparse.Namespace) -> str:
         models.append((classifier, features[task.name]))
     speeds = measure_speed(models, args.per_gpu_eval_batch_size, args.rounds)
 
-    head = [f"{task.title} on {device}", *scores[0].metrics, f"{task.main_key} kept", *scores[-1].loyalty]
-    table = [[*head, "layers", "parameters", "MB on disk", "sentences/s", "ms for one"]]
+    rows = []
     for path, classifier, score, (in_batches, alone) in zip(paths, classifiers, scores, speeds, strict=True):
         model = classifier.model
-        row = [path, *(f"{value:.4f}" for value in score.metrics.values())]
-        row.append(f"{100 * score.main / scores[0].main:.1f} %" if scores[0].main > 0 else "-")
-        row += [f"{score.loyalty[name]:.4f}" if score.loyalty else "-" for name in scores[-1].loyalty]
-        row += [f"{model.config.get_text_config().num_hidden_layers}", f"{count_parameters(model):,}"]
-        row += [f"{n_bytes(path, model) / 1e6:.1f}", f"{1 / in_batches:.0f}", f"{1000 * alone:.1f}"]
-        table.append(row)
-    return aligned(table)
+        more = {
+            "layers": f"{model.config.get_text_config().num_hidden_layers}",
+            "parameters": f"{count_parameters(model):,}",
+            "MB on disk": f"{n_bytes(path, model) / 1e6:.1f}",
+            "sentences/s": f"{1 / in_batches:.0f}",
+            "ms for one": f"{1000 * alone:.1f}",
+        }
+        rows.append((path, score.recorded(), more))
+    return comparison(f"{task.title} on {device}", rows, task.main_key)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -144,14 +144,19 @@ class DevSets:
         return chance_score(self.task, next(iter(self.features.values())).labels)
 
 
-def comparison(rows: list[tuple[str, dict]], main_key: str) -> str:
-    """A table of (who, its score as a record has it, with its parameters); each is held against the first."""
-    predecessor, last = rows[0][1], rows[-1][1]
-    table = [["", *predecessor["metrics"], f"{main_key} kept", *last["loyalty"], "parameters", "seconds for dev"]]
-    for who, score in rows:
-        metrics = [f"{score['metrics'][key]:.4f}" for key in predecessor["metrics"]]
-        kept = f"{100 * score['main'] / predecessor['main']:.1f} %" if predecessor["main"] > 0 else "-"
+def comparison(corner: str, rows: list[tuple[str, dict, dict[str, str]]], main_key: str) -> str:
+    """A table that holds models against the first one.
+
+    Args:
+        corner: what stands above the names.
+        rows: (who, its score as a record has it, what else there is to show, by column).
+        main_key: of the metric of which is said how much is kept.
+    """
+    first, last = rows[0][1], rows[-1][1]
+    table = [[corner, *first["metrics"], f"{main_key} kept", *last["loyalty"], *rows[0][2]]]
+    for who, score, more in rows:
+        metrics = [f"{score['metrics'][key]:.4f}" for key in first["metrics"]]
+        kept = f"{100 * score['main'] / first['main']:.1f} %" if first["main"] > 0 else "-"
         loyalty = [f"{score['loyalty'][key]:.4f}" if key in score["loyalty"] else "-" for key in last["loyalty"]]
-        seconds = f"{score['seconds']:.2f}" if "seconds" in score else "-"
-        table.append([who, *metrics, kept, *loyalty, f"{score['parameters']:,}", seconds])
+        table.append([who, *metrics, kept, *loyalty, *more.values()])
     return aligned(table)
