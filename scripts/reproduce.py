@@ -4,9 +4,9 @@
 A tenth of each training file, chosen by a hash of the row, is kept aside: no run sees it, no setting is chosen on it,
 and every run is scored on it in the end.
 
-First the learning rate and the step from which the successor trains alone are searched on the first seed, for every
-method alike: learning rates from the middle two outwards, until the best one lies between others or there are none
-left. Then every method runs at its best setting, seed by seed, then variants of the linear schedule, and last constant
+First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
+until the best one lies between others or there are none left; then, where something is replaced, the step from which
+the successor trains alone, and the replacing rate, constant or at the start. Then every method runs at its best setting, seed by seed, then variants of the linear schedule, and last constant
 rates from 0.1 to 1.0 on one task. The same command again skips the finished runs and resumes the others.
 
 Each run leaves OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which OUTPUT_DIR/results.md is made. Of the
@@ -31,7 +31,17 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from summarize import ABLATIONS, COMPARED, CONSTANT_RATE, FIRST_RATE, RATES, Cell, best_cell, fill_in, read_results
+from summarize import (
+    ABLATIONS,
+    COMPARED,
+    FIRST_RATE,
+    RATES,
+    SEARCHED_RATES,
+    Cell,
+    best_cell,
+    fill_in,
+    read_results,
+)
 
 from bert_of_theseus.classifier import load_classifier
 from bert_of_theseus.data.features import tokenize
@@ -46,8 +56,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
-FIRST_SHARE = {"constant": 0.5, "linear": 0.5, "linear-whole": 0.5}  # with which the learning rate is searched
-FIXED_RATE = {"constant": CONSTANT_RATE}
+FIRST_SHARE = 0.5  # with which the learning rate is searched, by the methods of SEARCHED_RATES
+FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
 FIXED = set(
     "--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length "
     "--per_gpu_train_batch_size --num_train_epochs --learning_rate --seed --replacing_rate --scheduler_type "
@@ -68,6 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tasks", required=True, help="names, parted by spaces; all: the paper's eight")
     add("--output_dir", required=True, type=Path, help="where everything goes")
     add("--seeds", default="42 43 44", help="default: %(default)s")
+    add("--methods", default=" ".join(COMPARED), help="those to compare (default: %(default)s)")
     add("--learning_rates", required=True, help="those to search, parted by spaces: from the middle two outwards")
     add("--num_train_epochs", type=above(0), required=True, help="of every method")
     add("--predecessor_epochs", type=above(0), help="of the predecessors (default: num_train_epochs)")
@@ -95,6 +106,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.learning_rates = sorted(set(args.learning_rates.split()), key=float)
     except (KeyError, ValueError, IndexError) as error:
         parser.error(f"a task of GLUE, a whole number for each seed, a number for each learning rate: not {error}")
+    if unknown := set(args.methods.split()) - {*COMPARED}:
+        parser.error(f"--methods {' '.join(sorted(unknown))}: there are {', '.join(COMPARED)}")
+    args.methods = [method for method in COMPARED if method in args.methods.split()]
     unknown = {*args.rate_task, *args.ablation_tasks} - set(args.tasks)
     if unknown or not args.tasks or not args.seeds or not args.learning_rates:
         parser.error("name a task, a seed and a learning rate; --rate_task and --ablation_tasks are some of --tasks")
@@ -184,35 +198,47 @@ class Grid:
 
     def first(self, task: str, method: str, learning_rate: str) -> Cell:
         """The cell in which a learning rate of the search is tried."""
-        share, rate = FIRST_SHARE.get(method), FIXED_RATE.get(method)
-        return Cell(task, method, self.args.seeds[0], learning_rate, share, rate)
+        cell = Cell(task, method, self.args.seeds[0], learning_rate)
+        if method not in SEARCHED_RATES:
+            return cell
+        return self.at_rate(cell._replace(share=FIRST_SHARE), SEARCHED_RATES[method][0])
 
     def stages(self) -> Iterator[tuple[str, list[Cell]]]:
         """(name, cells); each stage is asked for when the one before is done, and depends on its results."""
         tasks, seeds = self.args.tasks, self.args.seeds
 
         yield from self.search(["predecessor"])
-        yield from self.search(COMPARED)
-        best = [self.best(task, method) for method in FIRST_SHARE for task in tasks]
+        yield from self.search(self.args.methods)
+        replacing = [method for method in SEARCHED_RATES if method in self.args.methods]
+        best = [self.best(task, method) for method in replacing for task in tasks]
         yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
+        best = [self.best(task, method) for method in replacing for task in tasks]
+        yield "search: the rate", [self.at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
 
         for seed in seeds:
             yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in tasks]
-            yield f"comparison, seed {seed}", [cell._replace(seed=seed) for cell in self.comparison()]
+            cells = [c for c in self.comparison() if seed == seeds[0] or c.method != FIRST_SEED_ONLY]
+            yield f"comparison, seed {seed}", [cell._replace(seed=seed) for cell in cells]
         for seed in seeds:
             yield f"variants, seed {seed}", [cell._replace(seed=seed) for cell in self.variants()]
 
     def comparison(self) -> list[Cell]:
         """Every method at its best setting."""
-        return [self.best(task, method) for method in COMPARED for task in self.args.tasks]
+        return [self.best(task, method) for method in self.args.methods for task in self.args.tasks]
+
+    @staticmethod
+    def at_rate(cell: Cell, rate: float) -> Cell:
+        return cell._replace(rate=None if cell.method != "constant" and rate == FIRST_RATE else rate)
 
     def variants(self) -> list[Cell]:
-        """The linear schedule changed, and constant rates."""
-        best = [self.best(task, "linear") for task in self.args.ablation_tasks]
-        changed = [cell._replace(method=method) for cell in best for method in ABLATIONS]
-        (task,) = self.args.rate_task
-        constant = self.best(task, "constant")
-        return changed + [constant._replace(rate=rate) for rate in RATES if rate < 1] + [self.best(task, "frozen")]
+        """The linear schedule changed, and constant rates; of the methods that are compared."""
+        methods, cells, (task,) = self.args.methods, [], self.args.rate_task
+        if "linear" in methods:
+            best = [self.best(task, "linear") for task in self.args.ablation_tasks]
+            cells += [cell._replace(method=method) for cell in best for method in ABLATIONS]
+        if "constant" in methods:
+            cells += [self.best(task, "constant")._replace(rate=rate) for rate in RATES if rate < 1]
+        return cells + ([self.best(task, "frozen")] if "frozen" in methods else [])
 
     def search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
         """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
@@ -250,8 +276,9 @@ class Grid:
         elif cell.method == "constant":
             words += ["--replacing_rate", f"{cell.rate:g}", "--steps_for_replacing", n_replacing]
         elif cell.share is not None:
-            words += ["--replacing_rate", FIRST_RATE, "--scheduler_type", "linear"]
-            words += ["--scheduler_linear_k", f"{(1 - FIRST_RATE) / n_replacing:.6g}"]
+            start = cell.rate or FIRST_RATE
+            words += ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear"]
+            words += ["--scheduler_linear_k", f"{(1 - start) / n_replacing:.6g}"]
             words += ["--finetune_whole_successor"] if cell.method == "linear-whole" else []
         return [str(word) for word in words] + args.extra
 

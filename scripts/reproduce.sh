@@ -20,6 +20,7 @@ sees it, and every run is scored on it in the end.
   --learning_rates those to search, from the middle two outwards until the best lies between others; default:
                    "5e-5 1e-4 2e-4 4e-4" for MiniLM, else "1e-5 2e-5 5e-5 1e-4"
   --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
+  --methods        those to compare; default: all that reproduce.py --help lists
   --predecessor_epochs  of the predecessors; default: num_train_epochs
   --max_steps      of a run; default: those of its epochs
   --n_evaluations  of a successor, evenly spread, of which the best one is recorded too; default: 1, the last step
@@ -40,7 +41,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     -h | --help) usage && exit ;;
     --keep_weights | --dry_run) flags+=("$1") && shift && continue ;;
     --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --predecessor_epochs | \
-      --max_steps | --n_evaluations | --batch_size | --jobs | --rate_task | --ablation_tasks)
+      --methods | --max_steps | --n_evaluations | --batch_size | --jobs | --rate_task | --ablation_tasks)
       [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
       ;;
     *) die "unknown argument $1; those of run_glue.py come after -- (--help explains)" ;;

@@ -251,16 +251,17 @@ def as_markdown(rows: list[dict]) -> str:
 COMPARED = ("pretrained-layers", "all-trained", "distilled", "frozen", "constant", "linear", "linear-whole")
 ABLATIONS = ("falling", "missing-gradients", "every-second-layer")
 RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
-FIRST_RATE, CONSTANT_RATE = 0.3, 0.5  # of the linear schedule, and of the search
+FIRST_RATE = 0.3  # from which the linear schedule starts, where its cell has no rate
+SEARCHED_RATES = {"constant": (0.5, 0.3, 0.7), "linear": (0.3, 0.1, 0.5), "linear-whole": (0.3, 0.1, 0.5)}
 METHODS = {
     "predecessor": "predecessor",
     "pretrained-layers": "pre-trained model, cut and fine-tuned",
     "all-trained": "predecessor, cut and fine-tuned",
     "distilled": "predecessor, cut and distilled",
     "frozen": "predecessor, cut, layers alone fine-tuned",
-    "constant": f"Theseus, constant rate {CONSTANT_RATE:g}",
-    "linear": f"Theseus, linear from {FIRST_RATE:g}",
-    "linear-whole": f"Theseus, linear from {FIRST_RATE:g}, then fine-tuned whole",
+    "constant": "Theseus, constant rate",
+    "linear": "Theseus, linear",
+    "linear-whole": "Theseus, linear, then fine-tuned whole",
     "falling": "falling rate",
     "missing-gradients": "gradients missing, not zeroed",
     "every-second-layer": "start from every second layer",
@@ -275,7 +276,7 @@ class Cell(NamedTuple):
     seed: int
     learning_rate: str  # as it was typed
     share: float | None = None  # of the steps, after which the replacing rate is 1
-    rate: float | None = None  # the constant one
+    rate: float | None = None  # the constant one, or the start of the linear schedule, where not `FIRST_RATE`
 
     @property
     def folder(self) -> str:
@@ -329,9 +330,14 @@ def read_results(folder: Path) -> Results:
 
 def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
     """The runs of the search, which are those of the first seed, by setting."""
-    ours = [c for c in runs if (c.task, c.method) == (task, method) and c.rate in (None, CONSTANT_RATE)]
+    rates = (None, *SEARCHED_RATES.get(method, ()))
+    ours = [c for c in runs if (c.task, c.method) == (task, method) and c.rate in rates]
     first = min((cell.seed for cell in ours), default=None)
-    return sorted((c for c in ours if c.seed == first), key=lambda c: (float(c.learning_rate), c.share or 0))
+
+    def order(cell: Cell):  # of equals the first one is the best
+        return float(cell.learning_rate), cell.share or 0, rates.index(cell.rate)
+
+    return sorted((cell for cell in ours if cell.seed == first), key=order)
 
 
 def best_cell(runs: dict[Cell, Run], task: str, method: str) -> Cell | None:
@@ -423,9 +429,11 @@ def search(results: Results) -> str:
     for method in ("predecessor", *results.compared()):
         cells = [cell for task in results.tasks() for cell in searched(results.runs, task, method)]
         best = [best_cell(results.runs, task, method) for task in results.tasks()]
-        for share in sorted({cell.share for cell in cells}, key=lambda share: share or 0):
-            found = {(cell.task, cell.learning_rate): cell for cell in cells if cell.share == share}
-            row = [METHODS[method] + (f", 1 after {share:g}" if share else "")]
+        for rate, share in sorted({(cell.rate or FIRST_RATE, cell.share or 0) for cell in cells}):
+            ours = [cell for cell in cells if (cell.rate or FIRST_RATE, cell.share or 0) == (rate, share)]
+            found = {(cell.task, cell.learning_rate): cell for cell in ours}
+            start = f" {rate:g}" if method == "constant" else f", from {rate:g}"
+            row = [METHODS[method] + (f"{start}, 1 after {share:g}" if share else "")]
             for cell in map(found.get, columns):
                 text = f"{100 * results.runs[cell].scores['last']:.1f}" if cell else "-"
                 row.append(f"**{text}**" if cell and cell in best else text)
