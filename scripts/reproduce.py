@@ -6,8 +6,9 @@ and every run is scored on it in the end.
 
 First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
 until the best one lies between others or there are none left; then, where something is replaced, the step from which
-the successor trains alone, and the replacing rate, constant or at the start. Then every method runs at its best setting, seed by seed, then variants of the linear schedule, and last constant
-rates from 0.1 to 1.0 on one task. The same command again skips the finished runs and resumes the others.
+the successor trains alone, and the replacing rate, constant or at the start. Then every method runs at its best
+setting, seed by seed, then variants of the linear schedule, and last constant rates from 0.1 to 1.0 on one task. The
+same command again skips the finished runs and resumes the others.
 
 Each run leaves OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which OUTPUT_DIR/results.md is made. Of the
 weights only the predecessors' are kept, in OUTPUT_DIR/runs.
