@@ -53,7 +53,16 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.device import choose_device, device_name
 from bert_of_theseus.run.files import write_whole
-from bert_of_theseus.run.folder import BEST, RESULTS, arguments_of, as_results, checkpoints, read_record, read_results
+from bert_of_theseus.run.folder import (
+    BEST,
+    PREDICTIONS,
+    RESULTS,
+    arguments_of,
+    as_results,
+    checkpoints,
+    read_record,
+    read_results,
+)
 from bert_of_theseus.run.processes import is_main, on_main
 from bert_of_theseus.run.run import Run
 from bert_of_theseus.training import (
@@ -70,8 +79,6 @@ from glue_processors import TASKS, find_task, read_task
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 logger = logging.getLogger("run_glue")
-
-PREDICTIONS = "predictions.csv"
 
 # How --scheduler_type makes a schedule of the arguments. A new schedule is a class in replacement_scheduler.py, a line
 # here, and its flags.
@@ -205,6 +212,8 @@ def check_args(parser: OneLineParser, args) -> None:
                 parser.error(f"--{flag} is for compression: give --replacing_rate too")
     elif not 0 < args.replacing_rate <= 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
+    if args.scheduler_linear_k is None and args.scheduler_type != "linear":
+        args.scheduler_linear_k = 0.0
     if args.seed >= 2**32:
         parser.error(f"--seed {args.seed} is not below 2**32")
     if args.fp16 and args.bf16:
@@ -279,7 +288,8 @@ def main(args, variant: Callable | None = None) -> None:
         texts = read_texts(args.test_file, OwnFiles.of(vars(args))) if args.test_file else None
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
         if args.scheduler_type == "linear" and args.scheduler_linear_k is None:
-            args.scheduler_linear_k = (1 - args.replacing_rate) / max(1, n_steps // 2)
+            slope = (1 - args.replacing_rate) / max(1, n_steps // 2)
+            args.scheduler_linear_k = slope * (1 + 1e-12)  # or rounding could keep the rate below 1 for a step more
         record = describe_run(args, device, data)
         if run.is_finished():
             run.check(record, may_differ(args))

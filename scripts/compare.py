@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--validation_file",
         metavar="FILE",
-        help="a dev set of your own; its columns and metrics are those of the run that trained the last SUCCESSOR, "
+        help="a dev set of your own; its columns and metrics are those of the runs that trained the models, "
         "unless flags that run_glue.py has too name others",
     )
     for flag in ("text_column_names", "label_column_name", "positive_label", "metric_for_best_model"):
@@ -94,7 +94,8 @@ def read_data(args: argparse.Namespace) -> Data:
         return read_task(TASKS[args.task_name], args.data_dir, train=False, dev=True)
     given = {name: value for name, value in vars(args).items() if value}
     successor = args.successors[-1]  # knows the labels as the files have them; a predecessor may be from elsewhere
-    files = OwnFiles.of(arguments_of(successor) | {"train_file": None} | given)
+    theirs = {name: value for name, value in arguments_of(successor).items() if value}
+    files = OwnFiles.of(arguments_of(args.predecessor) | theirs | {"train_file": None} | given)
     return read_own_files(files, read_labels(successor), successor)
 
 

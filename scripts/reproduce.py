@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Make the runs that test the paper's claims: a grid of tasks, methods and seeds, in stages.
 
-A tenth of each training file, chosen by a hash of the row, is kept aside: no run sees it, no setting is chosen on it,
-and every run is scored on it in the end.
+A tenth of each training file, at least 300 rows, chosen by a hash of the row, is kept aside: no run sees it, no setting
+is chosen on it, and every run is scored on it in the end.
 
 First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
 until the best one lies between others or there are none left; then, where something is replaced, the step from which
@@ -44,11 +44,11 @@ from summarize import (
     read_results,
 )
 
-from bert_of_theseus.classifier import load_classifier
+from bert_of_theseus.classifier import ModelError, load_classifier
 from bert_of_theseus.data.features import tokenize
 from bert_of_theseus.data.scores import DevSets
 from bert_of_theseus.data.task import DataError
-from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, one_line_errors
+from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import BEST
 from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_examples
@@ -61,8 +61,9 @@ FIRST_SHARE = 0.5  # with which the learning rate is searched, by the methods of
 FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
 FIXED = set(
     "--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length "
-    "--per_gpu_train_batch_size --num_train_epochs --learning_rate --seed --replacing_rate --scheduler_type "
-    "--scheduler_linear_k --steps_for_replacing --max_steps --gradient_accumulation_steps".split()
+    "--per_gpu_train_batch_size --per_device_train_batch_size --evaluate_during_training --logging_steps "
+    "--early_stopping_patience --finetune_whole_successor --num_train_epochs --learning_rate --seed --replacing_rate "
+    "--scheduler_type --scheduler_linear_k --steps_for_replacing --max_steps --gradient_accumulation_steps".split()
 )
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 PART = 0.6  # of the time of a step of fine-tuning, that a step takes in the mean of the methods, roughly
@@ -180,7 +181,7 @@ class Grid:
         return self.record(cell).exists()
 
     def has_weights(self, cell: Cell) -> bool:
-        return self.is_done(cell) and (self.runs_folder(cell) / "config.json").exists()
+        return self.is_done(cell) and (self.runs_folder(cell) / "model.safetensors").exists()
 
     def predecessor(self, task: str, seed: int) -> Cell:
         """The run whose model the others of this seed start from."""
@@ -305,10 +306,12 @@ class Runner:
         """Make the runs that are neither done nor failed, and first the predecessors whose weights are not there."""
         todo = [c for c in dict.fromkeys(cells) if not (self.grid.is_done(c) or c in self.failed)]
         start_from = {c: self.grid.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
-        missing = [p for p in dict.fromkeys(start_from.values()) if not self.grid.has_weights(p)]
+        missing = [p for p in dict.fromkeys(start_from.values()) if not (self.grid.has_weights(p) or p in self.failed)]
         if missing:
             print(f"== {stage}: {len(missing)} predecessors to make", flush=True)
-            self.make_all([p for p in missing if p not in self.failed])
+            for predecessor in filter(self.grid.is_done, missing):  # what is left of them would pass for finished
+                shutil.rmtree(self.grid.runs_folder(predecessor), ignore_errors=True)
+            self.make_all(missing)
         for cell, predecessor in start_from.items():
             if predecessor in self.failed:
                 self.failed[cell] = self.failed[predecessor]
@@ -331,7 +334,10 @@ class Runner:
             for process in [process for process in working if process.poll() is not None]:
                 cell, device, start = working.pop(process)
                 free.append(device)
-                outcome = self.end(cell, process.returncode)
+                try:
+                    outcome = self.end(cell, process.returncode)
+                except (ModelError, torch.OutOfMemoryError) as error:
+                    outcome = self.failed[cell] = f"not scored: {error}"
                 print(f"{cell.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
 
     def start(self, cell: Cell, device: str | None) -> subprocess.Popen:
@@ -453,6 +459,7 @@ def make_all(grid: Grid, runner: Runner) -> None:
 
 def main() -> None:
     args = parse_args()
+    log_plainly()
     with one_line_errors("reproduce.py", DataError):
         check_grid(args)
         grid = Grid(args)
@@ -475,7 +482,7 @@ def main() -> None:
         if results.runs:
             print(fill_in(args.output_dir / "results.md", results), end="")
         if runner.failed:  # a learning rate of the search may have been too high for a method
-            raise UserError(f"{len(runner.failed)} runs failed: {'; '.join(runner.failed.values())}")
+            raise UserError(f"{len(runner.failed)} runs failed: {'; '.join(dict.fromkeys(runner.failed.values()))}")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ extra=("$@")
 set -f  # the lists are words, not patterns of file names
 : "${LEARNING_RATES:=2e-5}" "${REPLACING_RATES:=0.3}" "${KS:=}" "${STEPS:=}" "${SEEDS:=42}" "${PYTHON:=python}"
 if [ -n "${TRAIN_FILE-}" ]; then
+  [ -f "$TRAIN_FILE" ] || die "TRAIN_FILE: there is no file $TRAIN_FILE"
   [ -z "${GLUE_DIR-}${TASKS-}${PREDECESSORS-}" ] || die "TRAIN_FILE is for your own data: unset GLUE_DIR, TASKS, PREDECESSORS"
   TASKS=$(basename "$(cd "$(dirname "$TRAIN_FILE")" && pwd)")-$(basename "${TRAIN_FILE%.*}")
   TASKS=${TASKS//[[:space:]]/_}  # one word

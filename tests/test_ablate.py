@@ -11,6 +11,7 @@ import ablate
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import save_bert, write_glue
 from safetensors.torch import load_file
 from test_run_glue import arguments, run_here
@@ -59,6 +60,16 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.fixture
+def quiet_loading(bert_folder) -> None:
+    """Skips where loading draws random numbers: a larger model then leaves others for dropout and new heads."""
+    before = torch.get_rng_state()
+    AutoModelForSequenceClassification.from_pretrained(bert_folder)
+    if not torch.equal(before, torch.get_rng_state()):
+        pytest.skip(f"transformers {transformers.__version__} draws random numbers when it loads a model")
+
+
+@pytest.mark.usefixtures("quiet_loading")
 def test_all_trained_is_fine_tuning_of_the_first_layers(bert_folder, mrpc, tmp_path):
     plain = arguments("mrpc", cut(bert_folder, tmp_path / "cut"), mrpc, tmp_path / "plain", *STEPS)
     run_here(*plain)
@@ -69,6 +80,7 @@ def test_all_trained_is_fine_tuning_of_the_first_layers(bert_folder, mrpc, tmp_p
     assert record["predecessor"]["parameters"] > record["parameters"]
 
 
+@pytest.mark.usefixtures("quiet_loading")
 def test_pretrained_layers_is_fine_tuning_of_the_pretrained_model_s_with_a_new_head(bert_folder, mrpc, tmp_path):
     base = save_bert(tmp_path / "base")  # other weights, and no head
     model = BertModel.from_pretrained(base)

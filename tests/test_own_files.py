@@ -344,6 +344,18 @@ def test_an_output_file_that_cannot_be_is_refused_before_anything_is_predicted(p
         predict_glue.main(predict_glue.parse_args(list(map(str, flags))))
 
 
+def test_predictions_keep_the_named_columns_of_all_rows_and_their_own_come_last(predecessor, tmp_path):
+    rows = [{"text": "good", "tags": ["a", 1], "prediction": "old"}, {"text": "bad", "id": 7, "ok": True, "none": None}]
+    test_file = write(tmp_path / "new.jsonl", "\n".join(map(json.dumps, rows)))
+    output = tmp_path / "out.csv"
+    flags = ["--model_name_or_path", predecessor, "--test_file", test_file, "--output_file", output, "--no_cuda"]
+    predict_glue.main(predict_glue.parse_args(list(map(str, flags))))
+    first, second = csv.DictReader(output.read_text().splitlines())
+    assert list(first)[:6] == ["text", "tags", "id", "ok", "none", "prediction"] and len(first) == 9
+    assert (first["tags"], first["id"], second["id"], second["ok"], second["none"]) == ('["a", 1]', "", "7", "true", "")
+    assert first["prediction"] in ("Fine", "So-so", "bad")
+
+
 def test_scores_are_predicted_as_they_are(tmp_path):
     model = save_bert(tmp_path / "model", num_labels=1)
     test_file, output = write(tmp_path / "new.csv", "sentence1,sentence2\na,good\nb,bad\n"), tmp_path / "out.csv"

@@ -133,7 +133,7 @@ def test_list_prints_one_command_for_each_unfinished_setting_and_runs_nothing(se
         found[Path(args.output_dir).name] = (args.seed, args.learning_rate, args.replacing_rate, *schedule)
     assert len(found) == (2 + 1) * 2 * 2 - 1 and finished.name not in found
     assert found["linear-rate0.3-k0.1-lr2e-5-seed42"] == (42, 2e-5, 0.3, "linear", 0.1, 0)
-    assert found["constant-rate0.3-steps25-lr5e-5-seed43"] == (43, 5e-5, 0.3, "none", None, 25)
+    assert found["constant-rate0.3-steps25-lr5e-5-seed43"] == (43, 5e-5, 0.3, "none", 0, 25)
     assert [seed for seed, *_ in found.values()] == [42] * 6 + [43] * 5  # all settings with the first seed first
 
 

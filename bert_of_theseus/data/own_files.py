@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ class OwnFiles:
             text_columns=columns,
             label_column=given.get("label_column_name", cls.label_column),
             do_regression=given.get("do_regression", False),
-            positive_label=given.get("positive_label", ""),
+            positive_label=given.get("positive_label", "").strip(),
             main_metric=given.get("metric_for_best_model", ""),
         )
 
@@ -189,7 +190,7 @@ def read_texts(path: str | Path, files: OwnFiles) -> Texts:
 
 
 def as_predictions(texts: Texts, labels: tuple[str, ...] | None, logits: np.ndarray) -> str:
-    """CSV with a row for each text: its columns in the file, what is predicted, and the probability of each label.
+    """CSV with a row for each text: its named columns, what is predicted, and the probability of each label.
 
     Args:
         labels: None where the predictions are scores.
@@ -197,13 +198,19 @@ def as_predictions(texts: Texts, labels: tuple[str, ...] | None, logits: np.ndar
     """
     text = io.StringIO()
     writer = csv.writer(text)
-    columns = list(texts.rows[0])
     if labels:
-        writer.writerow([*columns, "prediction", *(f"probability_{label}" for label in labels)])
         found = [[labels[row.argmax()], *(f"{p:.6f}" for p in row)] for row in softmax(logits.astype(float), axis=1)]
     else:
-        writer.writerow([*columns, "prediction"])
         found = [[f"{score:.6g}"] for score in logits[:, 0]]
+    new = ["prediction", *(f"probability_{label}" for label in labels or ())]
+    columns = [name for name in dict.fromkeys(name for row in texts.rows for name in row) if name and name not in new]
+    writer.writerow([*columns, *new])
     for row, values in zip(texts.rows, found, strict=True):
-        writer.writerow([*(row.get(name, "") for name in columns), *values])
+        writer.writerow([*(as_cell(row.get(name)) for name in columns), *values])
     return text.getvalue()
+
+
+def as_cell(value: object) -> object:
+    """A value of JSON as CSV has it: text and numbers as they are, nothing for none, all else as JSON."""
+    plain = value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+    return value if plain else json.dumps(value, ensure_ascii=False)

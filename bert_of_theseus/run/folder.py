@@ -7,6 +7,7 @@
     checkpoint-N-stopped/  the same, where a signal has stopped the run between two of those
     checkpoint-best/       the model at the best step
     eval_results.txt       metrics, `key = value` a line
+    predictions.csv        of texts without labels
 
 The newest of `checkpoint-N` and `checkpoint-N-stopped` also holds the state, from which the run can be resumed.
 """
@@ -22,6 +23,7 @@ UNFINISHED = "unfinished_run.json"
 FINISHED = "run.json"
 BEST = "checkpoint-best"
 RESULTS = "eval_results.txt"
+PREDICTIONS = "predictions.csv"
 
 
 def read_record(folder: Path) -> dict | None:
