@@ -1,5 +1,6 @@
 """README.md and docs: the commands, the examples and the table of flags are true, and what they name is there."""
 
+import csv
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from test_run_glue import arguments, run_here
 from transformers import AutoModelForTokenClassification, BertConfig, BertForTokenClassification
 
 import run_glue
+from bert_of_theseus.data.own_files import OwnFiles, read_own_files
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -44,6 +46,18 @@ def test_the_loop_for_ones_own_model_compresses_a_token_classifier(tmp_path):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids % 5}
     exec(compile(code, "README.md", "exec"), {"loader": [batch] * 4})
     assert AutoModelForTokenClassification.from_pretrained(successor).config.num_hidden_layers == 2
+
+
+def test_the_snippet_that_parts_a_file_loses_no_row(tmp_path, monkeypatch):
+    (code,) = blocks(ROOT / "docs" / "own_data.md", "python")
+    rows = [[f'text {i}, "quoted"\nand more', str(i % 2)] for i in range(40)]
+    with open(tmp_path / "all.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["sentence", "label"], *rows])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "own_data.md", "exec"), {})
+    parts = [read_own_files(OwnFiles(train=name)).train.first for name in ("train.csv", "dev.csv")]
+    assert list(map(len, parts)) == [36, 4]
+    assert sorted([*parts[0], *parts[1]]) == sorted(text for text, _ in rows)
 
 
 def test_the_example_of_a_new_schedule_compresses_with_it(bert_folder, tmp_path, monkeypatch, caplog):
