@@ -455,6 +455,8 @@ def of_rates(results: Results) -> tuple[str, dict[float | str, list[Run]]]:
 
 
 def rates(results: Results) -> str:
+    if "constant" not in results.compared():
+        return ""
     task, found = of_rates(results)
     rows = [["constant replacing rate", f"{task}, {results.metric(task)}", "seeds"]]
     for name, runs in found.items():
@@ -464,6 +466,8 @@ def rates(results: Results) -> str:
 
 
 def variants(results: Results) -> str:
+    if "linear" not in results.compared():
+        return ""
     rows = [["", *(text for task in results.tasks() for text in (task, "difference"))]]
     for method in ("linear", *ABLATIONS):
         row = [METHODS[method]]
@@ -581,7 +585,12 @@ def draw_comparison(results: Results, figure) -> None:
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
 
 
-PICTURES = {"results_rates.png": draw_constant_rates, "results_comparison.png": draw_comparison}
+def pictures(results: Results) -> dict[str, Callable]:
+    """What draws each picture that the results have."""
+    found = {"results_comparison.png": partial(draw_comparison, results)}
+    if "constant" in results.compared():
+        found["results_rates.png"] = partial(draw_constant_rates, results)
+    return found
 
 
 def draw(pictures: dict[str, Callable]) -> dict[str, bytes]:
@@ -645,10 +654,11 @@ def fill_in(document: Path, results: Results) -> str:
     """Fill in the document's tables, or write a new one, and the pictures that it shows; returns its text."""
     if not results.runs:
         raise UserError("there is no run.json that can be read; reproduce.sh makes them")
-    blocks = [f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES] + [f"![]({name})\n" for name in PICTURES]
+    found = pictures(results)
+    blocks = [f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES] + [f"![]({name})\n" for name in found]
     text = filled(document.read_text() if document.exists() else "\n".join(["# Results\n", *blocks]), results)
-    pictures = draw({name: partial(draw_on, results) for name, draw_on in PICTURES.items() if name in text})
-    write(document.parent, {document.name: text} | pictures)
+    drawn = draw({name: draw_on for name, draw_on in found.items() if name in text})
+    write(document.parent, {document.name: text} | drawn)
     return text
 
 

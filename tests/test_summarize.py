@@ -262,6 +262,13 @@ def test_a_new_document_has_every_table_and_is_the_same_when_filled_again(result
     assert summarize.fill_in(tmp_path / "results.md", results) == text == (tmp_path / "results.md").read_text()
 
 
+def test_of_methods_that_were_left_out_nothing_is_told(results, tmp_path):
+    runs = {cell: run for cell, run in results.runs.items() if cell.method in ("predecessor", "all-trained")}
+    text = summarize.fill_in(tmp_path / "results.md", Results(runs, {}))
+    assert "predecessor, cut and fine-tuned" in text and "Theseus" not in text and "results_rates.png" not in text
+    assert [path.name for path in tmp_path.glob("*.png")] == ["results_comparison.png"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -309,7 +316,7 @@ def test_the_pictures_are_written_beside_the_tables_and_the_document(runs, resul
     main(runs, "--run", runs / "MRPC" / "long")
     summarize.fill_in(tmp_path / "results.md", results)
     pictures = [runs / "summary_replacing_rate.png", runs / "summary_run.png"]
-    for picture in [*pictures, *(tmp_path / name for name in summarize.PICTURES)]:
+    for picture in [*pictures, *(tmp_path / name for name in summarize.pictures(results))]:
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
