@@ -7,6 +7,7 @@
   distilled            the same with half of the loss from the predecessor's logits (Hinton et al., 2015: T = 2)
   pretrained-layers    as all-trained, with all weights those of --pretrained_model, and a new head
   falling              the linear schedule backwards in time: from 1 down to --replacing_rate
+  anti-curriculum      one less the rate of the linear schedule (table 6 of the paper): in the end nothing is drawn
   missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
   every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
 
@@ -31,7 +32,7 @@ from bert_of_theseus.classifier import ModelSource, load_classifier
 from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
 from bert_of_theseus.run.processes import use_all_gpus
 from bert_of_theseus.training import TrainState
-from replacement_scheduler import ConstantReplacementScheduler, ReplacementScheduler
+from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler, ReplacementScheduler
 
 logger = logging.getLogger("ablate")
 
@@ -52,6 +53,20 @@ class FallingReplacementScheduler(ReplacementScheduler):
 
     def replacing_rate_at(self, steps: int) -> float:
         return min(1.0, self.k * max(0, self.n_steps - 1 - steps) + self.floor)
+
+
+class AntiCurriculumScheduler(LinearReplacementScheduler):
+    """One less the rate of the linear schedule: `p_t = 1 - min(1, k * t + b)` (table 6 of the paper).
+
+    Where that is 0 it is a rate at which no module is ever drawn, since `TheseusLayers` takes no 0.
+    """
+
+    def __init__(self, layers, base_replacing_rate: float, k: float):
+        super().__init__(layers, base_replacing_rate, k)
+        layers.set_replacing_rate(self.replacing_rate_at(0))
+
+    def replacing_rate_at(self, steps: int) -> float:
+        return max(1 - super().replacing_rate_at(steps), sys.float_info.min)
 
 
 # A variant is a function that changes the state before training starts.
@@ -117,6 +132,11 @@ def falling(args: argparse.Namespace, state: TrainState) -> None:
     state.rate_schedule = FallingReplacementScheduler(state.layers, args.replacing_rate, k, state.n_steps)
 
 
+def anti_curriculum(args: argparse.Namespace, state: TrainState) -> None:
+    """The rate is one less that of the linear schedule."""
+    state.rate_schedule = AntiCurriculumScheduler(state.layers, args.replacing_rate, args.scheduler_linear_k)
+
+
 def missing_gradients(args: argparse.Namespace, state: TrainState) -> None:
     """Gradients are removed, not zeroed."""
 
@@ -143,6 +163,7 @@ VARIANTS: dict[str, Callable[[argparse.Namespace, TrainState], None]] = {
     "distilled": distilled,
     "pretrained-layers": pretrained_layers,
     "falling": falling,
+    "anti-curriculum": anti_curriculum,
     "missing-gradients": missing_gradients,
     "every-second-layer": every_second_layer,
 }
@@ -166,8 +187,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--replacing_rate is not for {own.variant}, which replaces nothing")
     if args.finetune_whole_successor and own.variant in (*FINE_TUNED, "missing-gradients"):
         parser.error(f"--finetune_whole_successor is not for {own.variant}, which changes what is optimised")
-    if own.variant == "falling" and args.scheduler_type != "linear":
-        parser.error("falling is the linear schedule backwards: give --scheduler_type linear")
+    if own.variant in ("falling", "anti-curriculum") and args.scheduler_type != "linear":
+        parser.error(f"{own.variant} is the linear schedule turned round: give --scheduler_type linear")
     args.variant, args.pretrained_model = own.variant, own.pretrained_model
     return args
 

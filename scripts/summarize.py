@@ -249,7 +249,7 @@ def as_markdown(rows: list[dict]) -> str:
 # ------------------------------------------------------------------------- the grid of reproduce.py
 
 COMPARED = ("pretrained-layers", "all-trained", "distilled", "frozen", "constant", "linear", "linear-whole")
-ABLATIONS = ("falling", "missing-gradients", "every-second-layer")
+ABLATIONS = ("falling", "anti-curriculum", "missing-gradients", "every-second-layer")
 RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 FIRST_RATE = 0.3  # from which the linear schedule starts, where its cell has no rate
 SEARCHED_RATES = {"constant": (0.5, 0.3, 0.7), "linear": (0.3, 0.1, 0.5), "linear-whole": (0.3, 0.1, 0.5)}
@@ -263,6 +263,7 @@ METHODS = {
     "linear": "Theseus, linear",
     "linear-whole": "Theseus, linear, then fine-tuned whole",
     "falling": "falling rate",
+    "anti-curriculum": "one less the linear rate",
     "missing-gradients": "gradients missing, not zeroed",
     "every-second-layer": "start from every second layer",
 }
@@ -469,7 +470,8 @@ def variants(results: Results) -> str:
     if "linear" not in results.compared():
         return ""
     rows = [["", *(text for task in results.tasks() for text in (task, "difference"))]]
-    for method in ("linear", *ABLATIONS):
+    made = {cell.method for cell in results.runs}
+    for method in (method for method in ("linear", *ABLATIONS) if method in made):
         row = [METHODS[method]]
         for task in results.tasks():
             ours, linear = results.of(task, method), results.of(task, "linear")

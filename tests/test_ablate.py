@@ -111,6 +111,15 @@ def test_the_falling_rate_is_the_linear_one_backwards(bert_folder, mrpc, tmp_pat
     assert logged_rates(tmp_path / "falling") == pytest.approx(rates[::-1])
 
 
+def test_the_rate_of_anti_curriculum_is_one_less_that_of_the_linear_schedule(bert_folder, mrpc, tmp_path):
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "linear", *STEPS, *LINEAR))
+    run_variant(["anti-curriculum"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "anti", *STEPS, *LINEAR))
+    rates = logged_rates(tmp_path / "linear")
+    assert logged_rates(tmp_path / "anti") == pytest.approx([1 - rate for rate in rates]) and rates[-1] == 1
+    lines = [json.loads(line) for line in (tmp_path / "anti" / "log.jsonl").read_text().splitlines()]
+    assert not [line for line in lines if "loss" in line and line["replacing_rate"] < 1e-9]  # nothing is drawn
+
+
 def test_distilled_learns_from_the_predecessor_s_logits_as_well(bert_folder, mrpc, tmp_path):
     run_variant(["all-trained"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "labels", *STEPS))
     run_variant(["distilled"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "both", *STEPS))
