@@ -12,7 +12,6 @@ from bert_of_theseus.theseus_layers import (
     load_successor,
     successor_size,
 )
-from bert_of_theseus.trainer import ReplacementCallback
 
 __all__ = [
     "ReplacementCallback",
@@ -23,3 +22,12 @@ __all__ = [
     "load_successor",
     "successor_size",
 ]
+
+
+def __getattr__(name: str):
+    """`ReplacementCallback`, when it is asked for: the Trainer takes a second to import, which nothing else needs."""
+    if name == "ReplacementCallback":
+        from bert_of_theseus.trainer import ReplacementCallback
+
+        return ReplacementCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
