@@ -429,7 +429,7 @@ def read_data(args) -> Data:
         data = read_own_files(OwnFiles.of(given))
     else:  # the model knows the labels, and the run that trained it the columns
         model = args.output_dir if os.path.isfile(f"{args.output_dir}/config.json") else args.model_name_or_path
-        files = OwnFiles.of(arguments_of(model) | {"train_file": None} | {n: v for n, v in given.items() if v})
+        files = OwnFiles.of(given, arguments_of(model))
         data = read_own_files(files, read_labels(model, args.cache_dir), f"{model} (or give a --train_file)")
     data = data.head(args.max_train_samples, args.max_eval_samples)
     if data.train and len(np.unique(data.train.labels)) == 1:

@@ -231,9 +231,17 @@ def read_labels(source: ModelSource | str, cache_dir: str = "") -> tuple[str, ..
         cache_dir: for downloads, where the source is a text.
     """
     config = _load_config(ModelSource(source, cache_dir=cache_dir) if isinstance(source, str) else source)
-    if config.num_labels == 1:
-        return None
+    return labels_of(config)
+
+
+def output_names(config) -> tuple[str, ...]:
+    """The names of the model's outputs, in their order, by `id2label`."""
     return tuple(str(config.id2label.get(output)) for output in range(config.num_labels))
+
+
+def labels_of(config) -> tuple[str, ...] | None:
+    """The labels in the order of the model's outputs; None where it gives a score."""
+    return None if config.num_labels == 1 else output_names(config)
 
 
 def places(labels: Sequence[str], names: Sequence[str]) -> list[int] | None:
@@ -250,7 +258,7 @@ def label_names(config, labels: Sequence[str] | None) -> list[str]:
     outputs = {str(name): output for name, output in (config.label2id or {}).items()}
     if labels and places(labels, list(outputs)) and sorted(outputs.values()) == list(range(len(labels))):
         return sorted(outputs, key=outputs.get)
-    return [str(config.id2label.get(output)) for output in range(config.num_labels)]
+    return list(output_names(config))
 
 
 def label_order(labels: Sequence[str], names: list[str]) -> list[int]:

@@ -28,7 +28,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 
 import run_glue
 from bert_of_theseus import compress, export_successor, load_successor
-from bert_of_theseus.classifier import ModelSource, load_classifier
+from bert_of_theseus.classifier import ModelSource, labels_of, load_classifier
 from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
 from bert_of_theseus.run.processes import use_all_gpus
 from bert_of_theseus.training import TrainState
@@ -104,11 +104,6 @@ def distillation_loss(logits: torch.Tensor, theirs: torch.Tensor) -> torch.Tenso
         return mse_loss(logits, theirs)
     p, q = (log_softmax(of.float() / TEMPERATURE, dim=1) for of in (theirs, logits))
     return TEMPERATURE**2 * kl_div(q, p, reduction="batchmean", log_target=True)
-
-
-def labels_of(config) -> list[str] | None:
-    """The labels in the order of the model's outputs; None where it gives a score."""
-    return None if config.num_labels == 1 else [config.id2label[output] for output in range(config.num_labels)]
 
 
 def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:

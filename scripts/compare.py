@@ -92,10 +92,8 @@ def read_data(args: argparse.Namespace) -> Data:
     """The task and its dev sets."""
     if args.task_name:
         return read_task(TASKS[args.task_name], args.data_dir, train=False, dev=True)
-    given = {name: value for name, value in vars(args).items() if value}
     successor = args.successors[-1]  # knows the labels as the files have them; a predecessor may be from elsewhere
-    theirs = {name: value for name, value in arguments_of(successor).items() if value}
-    files = OwnFiles.of(arguments_of(args.predecessor) | theirs | {"train_file": None} | given)
+    files = OwnFiles.of(vars(args), arguments_of(successor), arguments_of(args.predecessor))
     return read_own_files(files, read_labels(successor), successor)
 
 

@@ -100,9 +100,9 @@ def input_length(model: str | Path, args: argparse.Namespace) -> int:
     return args.max_seq_length or arguments_of(model).get("max_seq_length", 128)
 
 
-def load(model: str | Path, labels: Sequence[str] | None, args: argparse.Namespace) -> Classifier:
-    classifier = load_classifier(str(model), labels, max_seq_length=input_length(model, args))
-    classifier.model.to("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
+def load(model: str | Path, labels: Sequence[str] | None, length: int, no_cuda: bool) -> Classifier:
+    classifier = load_classifier(str(model), labels, max_seq_length=length)
+    classifier.model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
     return classifier
 
 
@@ -111,15 +111,15 @@ def predict_file(args: argparse.Namespace) -> None:
     model = args.model_name_or_path
     if args.output_file.resolve() == Path(args.test_file).resolve():
         raise UserError(f"--output_file {args.output_file} is the --test_file; name another")
-    files = OwnFiles.of(arguments_of(model) | {name: value for name, value in vars(args).items() if value})
-    texts, labels = read_texts(args.test_file, files), read_labels(model)
+    texts, labels = read_texts(args.test_file, OwnFiles.of(vars(args), arguments_of(model))), read_labels(model)
     if args.output_file.is_dir():
         raise UserError(f"--output_file {args.output_file} is a folder; name a file")
     try:
         args.output_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_file {args.output_file}: its folder cannot be made ({error.strerror})") from error
-    classifier, length = load(model, labels, args), input_length(model, args)
+    length = input_length(model, args)
+    classifier = load(model, labels, length, args.no_cuda)
     logits = classifier.predict_examples(texts.examples, length, args.per_gpu_eval_batch_size)
     write_whole(args.output_file, as_predictions(texts, labels, logits))
     print(args.output_file)
@@ -137,7 +137,7 @@ def predict_tasks(
         ModelError: the model does not fit the tasks, or an output is not a finite number.
     """
     labels, length, predictions = next(iter(tests)).labels, input_length(model, args), {}
-    classifier = load(model, labels, args)
+    classifier = load(model, labels, length, args.no_cuda)
     for task, examples in tests.items():
         logger.info("%s: %s rows by %s", task.submission_file, f"{len(examples.first):,}", model)
         logits = classifier.predict_examples(examples, length, args.per_gpu_eval_batch_size)

@@ -83,11 +83,9 @@ name=$(basename "${model:-all-MiniLM-L6-v2}")
 [ -n "$model" ] || find_minilm
 
 kind=
-if [ -n "$train_file" ]; then
-  demo=
-elif [ -n "$demo" ]; then
+if [ -n "$demo" ]; then
   kind=-demo
-elif [ -z "${GLUE_DIR-}" ]; then
+elif [ -z "$train_file${GLUE_DIR-}" ]; then
   say "Data: GLUE's $task"
   GLUE_DIR=$output_dir/glue_data
   "$python" scripts/download_glue.py "$GLUE_DIR" --tasks "$task" --retries 1 --timeout 20 || kind=-demo

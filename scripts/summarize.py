@@ -567,18 +567,13 @@ def draw_run(run: Run, figure) -> None:
 def draw_comparison(results: Results, figure) -> None:
     """A panel for each task: each run of each method, and the means."""
     tasks, methods = results.tasks(), ("predecessor", *results.compared())
+    colours = {"predecessor": GREY} | dict.fromkeys(SEARCHED_RATES, BLUE)  # blue where something is replaced
     figure.set_size_inches(3.6 * len(tasks) + 2.6, 3.6)
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False).flat
     for axis, task in zip(axes, tasks, strict=True):
         for y, method in enumerate(methods):
             values = 100 * scores(results.of(task, method))
-            colour = (
-                GREY
-                if method == "predecessor"
-                else BLUE
-                if method in ("constant", "linear", "linear-whole")
-                else ORANGE
-            )
+            colour = colours.get(method, ORANGE)
             axis.plot(values, [y] * len(values), "o", color=colour, alpha=0.45)
             axis.plot(mean(values), y, "|", color=colour, markersize=22, markeredgewidth=2.5)
         axis.set(title=task, xlabel=results.metric(task))

@@ -76,9 +76,7 @@ for name in LEARNING_RATES REPLACING_RATES KS STEPS SEEDS; do
 done
 for task in $TASKS; do
   if [ -n "${TRAIN_FILE-}" ]; then
-    for name in TRAIN_FILE VALIDATION_FILE; do
-      [ -f "${!name}" ] || die "$name: there is no file ${!name}"
-    done
+    [ -f "$VALIDATION_FILE" ] || die "VALIDATION_FILE: there is no file $VALIDATION_FILE"
     [ -e "$PREDECESSOR/config.json" ] || die "PREDECESSOR: there is no model in $PREDECESSOR"
   else
     [ -d "$GLUE_DIR/$task" ] || die "GLUE_DIR: there is no folder $GLUE_DIR/$task"

@@ -42,19 +42,26 @@ class OwnFiles:
     main_metric: str = ""
 
     @classmethod
-    def of(cls, arguments: Mapping) -> "OwnFiles":
+    def of(cls, arguments: Mapping, *runs: Mapping) -> "OwnFiles":
         """Those that a command's arguments name, by their flags; a flag can be missing, or be None.
+
+        Args:
+            arguments: of the command.
+            runs: arguments of the runs that trained its models. What the command leaves open, but for the files, is as
+                in the first of them that says it.
 
         Raises:
             DataError: more than two columns of text.
         """
-        given = {name: value for name, value in arguments.items() if value}
+        given: dict = {}
+        for one in (*reversed(runs), arguments):
+            given |= {name: value for name, value in one.items() if value}
         columns = tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(","))))
         if len(columns) > 2:
             raise DataError(f"--text_column_names {','.join(columns)}: a model takes one text, or two")
         return cls(
-            train=given.get("train_file", ""),
-            validation=given.get("validation_file", ""),
+            train=arguments.get("train_file") or "",
+            validation=arguments.get("validation_file") or "",
             text_columns=columns,
             label_column=given.get("label_column_name", cls.label_column),
             do_regression=given.get("do_regression", False),

@@ -142,7 +142,8 @@ def with_names(path: Path, number: int, header: list[str], row: list[str]) -> di
 def jsonl_rows(path: Path, digest) -> Rows:
     for number, line in numbered_lines(path, digest):
         if line.strip():
-            yield f":{number}", as_object(f"{path}:{number}", line)
+            place = f":{number}"
+            yield place, as_object(f"{path}{place}", parsed(f"{path}{place}", line))
 
 
 def json_rows(path: Path, digest) -> Rows:
@@ -151,24 +152,24 @@ def json_rows(path: Path, digest) -> Rows:
     if not is_list:
         yield from jsonl_rows(path, digest)
         return
-    text = "".join(line for _, line in numbered_lines(path, digest))
-    try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: no JSON ({error})") from None
+    rows = parsed(str(path), "".join(line for _, line in numbered_lines(path, digest)))
     for number, row in enumerate(rows, start=1):
         yield f": row {number}", as_object(f"{path}: row {number}", row)
 
 
-def as_object(place: str, value: object) -> dict:
-    """The object, or the one that the text is; DataError where it is none."""
+def parsed(place: str, text: str) -> object:
+    """What the JSON text says; DataError where it is none."""
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        return json.loads(text)
     except ValueError as error:
         raise DataError(f"{place}: no JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{place}: {json.dumps(found)[:40]}; expected an object, with the columns as its keys")
-    return found
+
+
+def as_object(place: str, value: object) -> dict:
+    """The value, which is an object; DataError where it is none."""
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: {json.dumps(value)[:40]}; expected an object, with the columns as its keys")
+    return value
 
 
 READERS = {".csv": csv_rows, ".tsv": tsv_rows, ".json": json_rows, ".jsonl": jsonl_rows}
