@@ -56,6 +56,7 @@ from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_exam
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
+SEARCHED = ("learning_rate", "share", "rate")
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
 FIRST_SHARE = 0.5  # with which the learning rate is searched, by the methods of SEARCHED_RATES
 FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
@@ -81,6 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output_dir", required=True, type=Path, help="where everything goes")
     add("--seeds", default="42 43 44", help="default: %(default)s")
     add("--methods", default=" ".join(COMPARED), help="those to compare (default: %(default)s)")
+    add("--search", default=" ".join(SEARCHED), help="what is searched (default: %(default)s)")
     add("--learning_rates", required=True, help="those to search, parted by spaces: from the middle two outwards")
     add("--num_train_epochs", type=above(0), required=True, help="of every method")
     add("--predecessor_epochs", type=above(0), help="of the predecessors (default: num_train_epochs)")
@@ -111,6 +113,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if unknown := set(args.methods.split()) - {*COMPARED}:
         parser.error(f"--methods {' '.join(sorted(unknown))}: there are {', '.join(COMPARED)}")
     args.methods = [method for method in COMPARED if method in args.methods.split()]
+    args.search = args.search.split()
+    if "learning_rate" not in args.search or {*args.search} - {*SEARCHED}:
+        parser.error(f"--search {' '.join(args.search)}: learning_rate and, if you like, share and rate")
     unknown = {*args.rate_task, *args.ablation_tasks} - set(args.tasks)
     if unknown or not args.tasks or not args.seeds or not args.learning_rates:
         parser.error("name a task, a seed and a learning rate; --rate_task and --ablation_tasks are some of --tasks")
@@ -213,9 +218,11 @@ class Grid:
         yield from self.search(self.args.methods)
         replacing = [method for method in SEARCHED_RATES if method in self.args.methods]
         best = [self.best(task, method) for method in replacing for task in tasks]
-        yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
+        if "share" in self.args.search:
+            yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
         best = [self.best(task, method) for method in replacing for task in tasks]
-        yield "search: the rate", [self.at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
+        if "rate" in self.args.search:
+            yield "search: the rate", [self.at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
 
         for seed in seeds:
             yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in tasks]

@@ -19,6 +19,8 @@ least 300 rows, is kept aside: no run sees it, and every run is scored on it in 
   --seeds          default: "42 43 44"; the settings are searched on the first
   --learning_rates those to search, from the middle two outwards until the best lies between others; default:
                    "5e-5 1e-4 2e-4 4e-4" for MiniLM, else "1e-5 2e-5 5e-5 1e-4"
+  --search         "learning_rate share rate", the default, or without the share of the steps after which the rate is 1,
+                   or without the rate, constant or at the start
   --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
   --methods        those to compare; default: all that reproduce.py --help lists
   --predecessor_epochs  of the predecessors; default: num_train_epochs
@@ -40,7 +42,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     -h | --help) usage && exit ;;
     --keep_weights | --dry_run) flags+=("$1") && shift && continue ;;
-    --model | --output_dir | --tasks | --seeds | --learning_rates | --num_train_epochs | --predecessor_epochs | \
+    --model | --output_dir | --tasks | --seeds | --search | --learning_rates | --num_train_epochs | --predecessor_epochs | \
       --methods | --max_steps | --n_evaluations | --batch_size | --jobs | --rate_task | --ablation_tasks)
       [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
       ;;

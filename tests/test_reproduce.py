@@ -103,6 +103,13 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     assert rates == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, None]  # a rate of 1 is the frozen method
 
 
+def test_share_and_rate_are_searched_only_if_asked_for(made):
+    args, _, _ = made
+    args.search = ["learning_rate"]
+    names = [name for name, _ in reproduce.Grid(args).stages() if name.startswith("search")]
+    assert names and all(name.startswith("search: learning rate") for name in names)
+
+
 def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecessor_of_its_seed(made):
     _, grid, stages = made
     for cell in {cell for _, cells in stages for cell in cells}:
@@ -183,6 +190,7 @@ def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
         (["--tasks", "sst"], "a task"),
         (["--tasks", "ax"], "task"),
         (["--seeds", "one"], "'one'"),
+        (["--search", "rate"], "--search rate"),
         (["--rate_task", "mrpc"], "--rate_task"),
         (["--", "--seed=3"], "--seed after --"),
     ):
