@@ -7,8 +7,7 @@ is chosen on it, and every run is scored on it in the end.
 First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
 until the best one lies between others or there are none left; then, where something is replaced, the step from which
 the successor trains alone, and the replacing rate, constant or at the start. Then every method runs at its best
-setting, seed by seed, then variants of the linear schedule, and last constant rates from 0.1 to 1.0 on one task. The
-same command again skips the finished runs and resumes the others.
+setting, seed by seed, and last the variants. The same command again skips the finished runs and resumes the others.
 
 Each run leaves OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which OUTPUT_DIR/results.md is made. Of the
 weights only the predecessors' are kept, in OUTPUT_DIR/runs.
@@ -25,24 +24,16 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from summarize import (
-    ABLATIONS,
-    COMPARED,
-    FIRST_RATE,
-    RATES,
-    SEARCHED_RATES,
-    Cell,
-    best_cell,
-    fill_in,
-    read_results,
-)
+from grid import COMPARED, CUT, FIRST_RATE, MORE, VARIANTS, Cell, Plan, read_results
+from report import fill_in
 
 from bert_of_theseus.classifier import ModelError, load_classifier
 from bert_of_theseus.data.features import tokenize
@@ -57,14 +48,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
 SEARCHED = ("learning_rate", "share", "rate")
-SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
-FIRST_SHARE = 0.5  # with which the learning rate is searched, by the methods of SEARCHED_RATES
-FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
+METHODS = (*COMPARED, *VARIANTS, *MORE)
 FIXED = set(
     "--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length "
     "--per_gpu_train_batch_size --per_device_train_batch_size --evaluate_during_training --logging_steps "
     "--early_stopping_patience --finetune_whole_successor --num_train_epochs --learning_rate --seed --replacing_rate "
-    "--scheduler_type --scheduler_linear_k --steps_for_replacing --max_steps --gradient_accumulation_steps".split()
+    "--scheduler_type --scheduler_linear_k --steps_for_replacing --max_steps --scc_n_layer "
+    "--gradient_accumulation_steps".split()
 )
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 PART = 0.6  # of the time of a step of fine-tuning, that a step takes in the mean of the methods, roughly
@@ -81,7 +71,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tasks", required=True, help="names, parted by spaces; all: the paper's eight")
     add("--output_dir", required=True, type=Path, help="where everything goes")
     add("--seeds", default="42 43 44", help="default: %(default)s")
-    add("--methods", default=" ".join(COMPARED), help="those to compare (default: %(default)s)")
+    add("--methods", default=" ".join(METHODS), help="those to make (default: %(default)s)")
+    add("--depths", default="", help="more numbers of layers for the successor, parted by spaces")
+    add("--lengths", default="", help="more numbers of steps, parted by spaces")
     add("--search", default=" ".join(SEARCHED), help="what is searched (default: %(default)s)")
     add("--learning_rates", required=True, help="those to search, parted by spaces: from the middle two outwards")
     add("--num_train_epochs", type=above(0), required=True, help="of every method")
@@ -90,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--n_evaluations", type=at_least(1), default=1, help="of a successor, evenly spread (default: %(default)s)")
     add("--batch_size", type=at_least(1), required=True, help="of every method")
     add("--rate_task", default="", help="on which constant rates are tried (default: STS-B, or the first task)")
-    add("--ablation_tasks", default="", help="on which variants are tried (default: all)")
+    add("--variant_tasks", default="", help="on which variants, depths and lengths are tried (default: all)")
     add("--jobs", type=at_least(1), help="runs at a time (default: one on each GPU; one where there is none)")
     add("--keep_weights", action="store_true", help="keep the successors too")
     add("--dry_run", action="store_true", help="print the estimate and the commands, and start none of them")
@@ -104,21 +96,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     try:
         args.tasks = PAPER_TASKS if args.tasks == "all" else folders(args.tasks)
-        args.ablation_tasks = folders(args.ablation_tasks) or args.tasks
-        args.rate_task = folders(args.rate_task) or ["STS-B" if "STS-B" in args.tasks else args.tasks[0]]
-        args.seeds = sorted({int(seed) for seed in args.seeds.split()})
+        args.variant_tasks = folders(args.variant_tasks) or args.tasks
+        (args.rate_task,) = folders(args.rate_task) or ["STS-B" if "STS-B" in args.tasks else args.tasks[0]]
+        for name in ("seeds", "depths", "lengths"):
+            setattr(args, name, sorted({int(number) for number in getattr(args, name).split()}))
         args.learning_rates = sorted(set(args.learning_rates.split()), key=float)
     except (KeyError, ValueError, IndexError) as error:
-        parser.error(f"a task of GLUE, a whole number for each seed, a number for each learning rate: not {error}")
-    if unknown := set(args.methods.split()) - {*COMPARED}:
-        parser.error(f"--methods {' '.join(sorted(unknown))}: there are {', '.join(COMPARED)}")
-    args.methods = [method for method in COMPARED if method in args.methods.split()]
-    args.search = args.search.split()
+        parser.error(f"tasks of GLUE, whole numbers as seeds, depths, lengths, numbers as learning rates: not {error}")
+    args.methods, args.search = args.methods.split(), args.search.split()
     if "learning_rate" not in args.search or {*args.search} - {*SEARCHED}:
         parser.error(f"--search {' '.join(args.search)}: learning_rate and, if you like, share and rate")
-    unknown = {*args.rate_task, *args.ablation_tasks} - set(args.tasks)
+    if unknown := {*args.methods} - {*METHODS}:
+        parser.error(f"--methods {' '.join(sorted(unknown))}: there are {', '.join(METHODS)}")
+    unknown = {args.rate_task, *args.variant_tasks} - set(args.tasks)
     if unknown or not args.tasks or not args.seeds or not args.learning_rates:
-        parser.error("name a task, a seed and a learning rate; --rate_task and --ablation_tasks are some of --tasks")
+        parser.error("name a task, a seed and a learning rate; --rate_task and --variant_tasks are some of --tasks")
     fixed = FIXED & {word.split("=")[0] for word in args.extra}
     if fixed:
         parser.error(f"{' '.join(sorted(fixed))} after --: the grid sets that")
@@ -145,11 +137,11 @@ def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Pat
         write_whole(held_out_dir / dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in aside)]))
 
 
-# ---------------------------------------------------------------------------------------------- plan
+# ---------------------------------------------------------------------------------------------- runs
 
 
 class Grid:
-    """Which runs there are, as far as the results so far tell, and the command of each."""
+    """Where the runs of the plan are made, and the command of each."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
@@ -158,6 +150,10 @@ class Grid:
             keep_aside(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
             n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
             self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
+        n_layer = transformers.AutoConfig.from_pretrained(args.model).num_hidden_layers
+        names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
+        settings = {name: getattr(args, name) for name in names.split()}
+        self.plan = Plan(args.output_dir / "results", n_modules=n_layer // 2, **settings)
 
     def task(self, folder: str) -> GlueTask:
         return next(task for task in TASKS.values() if task.folder == folder and task.metrics)
@@ -173,126 +169,54 @@ class Grid:
     def n_steps(self, cell: Cell) -> int:
         epochs = self.args.predecessor_epochs if cell.method == "predecessor" else self.args.num_train_epochs
         n_steps = max(1, int(self.steps_an_epoch[cell.task] * epochs + 1e-9))
-        return min(n_steps, self.args.max_steps or n_steps)
+        return cell.n_steps or min(n_steps, self.args.max_steps or n_steps)
 
     def runs_folder(self, cell: Cell) -> Path:
         """Where the run is made, with its weights."""
         return self.args.output_dir / "runs" / cell.folder
 
-    def record(self, cell: Cell) -> Path:
-        return self.args.output_dir / "results" / cell.folder / "run.json"
-
-    def is_done(self, cell: Cell) -> bool:
-        return self.record(cell).exists()
-
     def has_weights(self, cell: Cell) -> bool:
-        return self.is_done(cell) and (self.runs_folder(cell) / "model.safetensors").exists()
-
-    def predecessor(self, task: str, seed: int) -> Cell:
-        """The run whose model the others of this seed start from."""
-        return self.best(task, "predecessor")._replace(seed=seed)
-
-    def best(self, task: str, method: str) -> Cell:
-        """The best cell of the search so far; before the search has begun, a guess, from which the plan is made."""
-        ladder = self.args.learning_rates
-        found = best_cell(read_results(self.args.output_dir / "results" / task / method).runs, task, method)
-        if found is None:  # the search will need as many runs as if the higher one of the middle two were the best
-            middle = min(len(ladder) - 1, (len(ladder) + 1) // 2)
-            return self.first(task, method, ladder[middle])
-        if found.learning_rate not in ladder:
-            raise UserError(f"--learning_rates: {found.learning_rate} has been searched; name it as well")
-        return found
-
-    def first(self, task: str, method: str, learning_rate: str) -> Cell:
-        """The cell in which a learning rate of the search is tried."""
-        cell = Cell(task, method, self.args.seeds[0], learning_rate)
-        if method not in SEARCHED_RATES:
-            return cell
-        return self.at_rate(cell._replace(share=FIRST_SHARE), SEARCHED_RATES[method][0])
-
-    def stages(self) -> Iterator[tuple[str, list[Cell]]]:
-        """(name, cells); each stage is asked for when the one before is done, and depends on its results."""
-        tasks, seeds = self.args.tasks, self.args.seeds
-
-        yield from self.search(["predecessor"])
-        yield from self.search(self.args.methods)
-        replacing = [method for method in SEARCHED_RATES if method in self.args.methods]
-        best = [self.best(task, method) for method in replacing for task in tasks]
-        if "share" in self.args.search:
-            yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
-        best = [self.best(task, method) for method in replacing for task in tasks]
-        if "rate" in self.args.search:
-            yield "search: the rate", [self.at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
-
-        for seed in seeds:
-            yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in tasks]
-            cells = [c for c in self.comparison() if seed == seeds[0] or c.method != FIRST_SEED_ONLY]
-            yield f"comparison, seed {seed}", [cell._replace(seed=seed) for cell in cells]
-        for seed in seeds:
-            yield f"variants, seed {seed}", [cell._replace(seed=seed) for cell in self.variants()]
-
-    def comparison(self) -> list[Cell]:
-        """Every method at its best setting."""
-        return [self.best(task, method) for method in self.args.methods for task in self.args.tasks]
-
-    @staticmethod
-    def at_rate(cell: Cell, rate: float) -> Cell:
-        return cell._replace(rate=None if cell.method != "constant" and rate == FIRST_RATE else rate)
-
-    def variants(self) -> list[Cell]:
-        """The linear schedule changed, and constant rates; of the methods that are compared."""
-        methods, cells, (task,) = self.args.methods, [], self.args.rate_task
-        if "linear" in methods:
-            best = [self.best(task, "linear") for task in self.args.ablation_tasks]
-            cells += [cell._replace(method=method) for cell in best for method in ABLATIONS]
-        if "constant" in methods:
-            cells += [self.best(task, "constant")._replace(rate=rate) for rate in RATES if rate < 1]
-        return cells + ([self.best(task, "frozen")] if "frozen" in methods else [])
-
-    def search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
-        """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
-        ladder = self.args.learning_rates
-        middle = (len(ladder) - 1) // 2
-        tried = {(task, method): set() for method in methods for task in self.args.tasks}
-        new = dict.fromkeys(tried, ladder[middle : middle + 2])
-        while any(new.values()):
-            cells = [self.first(*key, learning_rate) for key, rates in new.items() for learning_rate in rates]
-            yield f"search: learning rate {', '.join(sorted({c.learning_rate for c in cells}, key=float))}", cells
-            for key in tried:
-                tried[key].update(new[key])
-                at = ladder.index(self.best(*key).learning_rate)
-                new[key] = [rate for rate in ladder[max(0, at - 1) : at + 2] if rate not in tried[key]]
+        return self.plan.is_done(cell) and (self.runs_folder(cell) / "model.safetensors").exists()
 
     def command(self, cell: Cell) -> list[str]:
         """The words of the run's command, for the repository's root."""
         args, model, n_steps = self.args, self.args.model, self.n_steps(cell)
-        n_replacing = max(1, round((cell.share or 0) * n_steps))
         if cell.method != "predecessor":
-            model = self.runs_folder(self.predecessor(cell.task, cell.seed))
-        is_variant = cell.method not in ("predecessor", "frozen", "constant", "linear", "linear-whole")
-        words = [sys.executable, *(["scripts/ablate.py", cell.method] if is_variant else ["run_glue.py"])]
+            model = self.runs_folder(self.plan.predecessor(cell.task, cell.seed))
+        words = [sys.executable, *self.script(cell)]
         words += ["--task_name", cell.task, "--data_dir", self.data_dir(cell.task), "--model_name_or_path", model]
         words += ["--output_dir", self.runs_folder(cell), "--do_train", "--do_eval", "--resume", "--save_steps", 0]
         words += ["--max_seq_length", 128, "--max_steps", n_steps]
         if cell.method != "predecessor":
             words += ["--evaluate_during_training", "--logging_steps", -(-n_steps // args.n_evaluations)]
+        words += ["--scc_n_layer", cell.n_layer] if cell.n_layer else []
         words += ["--per_gpu_train_batch_size", args.batch_size, "--per_gpu_eval_batch_size", 32]
-        words += ["--learning_rate", cell.learning_rate, "--seed", cell.seed]
-        if cell.method == "pretrained-layers":
-            words += ["--pretrained_model", args.model]
-        elif cell.method == "frozen":
-            words += ["--replacing_rate", 1, "--steps_for_replacing", 1]
-        elif cell.method == "constant":
-            words += ["--replacing_rate", f"{cell.rate:g}", "--steps_for_replacing", n_replacing]
-        elif cell.share is not None:
-            start = cell.rate or FIRST_RATE
-            words += ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear"]
-            words += ["--scheduler_linear_k", f"{(1 - start) / n_replacing:.6g}"]
-            words += ["--finetune_whole_successor"] if cell.method == "linear-whole" else []
+        words += ["--learning_rate", cell.learning_rate, "--seed", cell.seed, *self.replacing(cell)]
         return [str(word) for word in words] + args.extra
 
+    def script(self, cell: Cell) -> list[str | int]:
+        """The script that makes the run, and of ablate.py its variant."""
+        if cell.method.startswith("module-"):
+            return ["scripts/ablate.py", "one-module", "--module", cell.method.removeprefix("module-")]
+        if cell.method == "pretrained-layers":
+            return ["scripts/ablate.py", cell.method, "--pretrained_model", self.args.model]
+        if cell.method in VARIANTS or (cell.method in CUT and cell.method != "frozen"):
+            return ["scripts/ablate.py", cell.method]
+        return ["run_glue.py"]
 
-# ---------------------------------------------------------------------------------------------- runs
+    def replacing(self, cell: Cell) -> list[str | int]:
+        """The flags about replacing."""
+        if cell.method == "frozen":
+            return ["--replacing_rate", 1, "--steps_for_replacing", 1]
+        if cell.share is None:
+            return []
+        n_replacing = max(1, round(cell.share * self.n_steps(cell)))
+        if cell.method in ("constant", "equivalent-rates"):
+            return ["--replacing_rate", f"{cell.rate:g}", "--steps_for_replacing", n_replacing]
+        start = cell.rate or FIRST_RATE
+        words = ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear"]
+        words += ["--scheduler_linear_k", f"{(1 - start) / n_replacing:.6g}"]
+        return words + (["--finetune_whole_successor"] if cell.method == "linear-whole" else [])
 
 
 class Runner:
@@ -301,6 +225,9 @@ class Runner:
     def __init__(self, grid: Grid):
         self.grid = grid
         self.devices = find_devices(grid.args.jobs)
+        self.n_threads = max(1, (os.cpu_count() or 1) // len(self.devices))  # of each run, where there are several
+        if len(self.devices) > 1:  # threads that wait for each other's cores are many times slower
+            torch.set_num_threads(self.n_threads)
         self.failed: dict[Cell, str] = {}  # with the last line of its log
         self.signals: list[int] = []
 
@@ -311,12 +238,12 @@ class Runner:
 
     def make(self, stage: str, cells: list[Cell]) -> None:
         """Make the runs that are neither done nor failed, and first the predecessors whose weights are not there."""
-        todo = [c for c in dict.fromkeys(cells) if not (self.grid.is_done(c) or c in self.failed)]
-        start_from = {c: self.grid.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
+        todo = [c for c in dict.fromkeys(cells) if not (self.grid.plan.is_done(c) or c in self.failed)]
+        start_from = {c: self.grid.plan.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
         missing = [p for p in dict.fromkeys(start_from.values()) if not (self.grid.has_weights(p) or p in self.failed)]
         if missing:
             print(f"== {stage}: {len(missing)} predecessors to make", flush=True)
-            for predecessor in filter(self.grid.is_done, missing):  # what is left of them would pass for finished
+            for predecessor in filter(self.grid.plan.is_done, missing):  # what is left of them would pass for finished
                 shutil.rmtree(self.grid.runs_folder(predecessor), ignore_errors=True)
             self.make_all(missing)
         for cell, predecessor in start_from.items():
@@ -362,12 +289,12 @@ class Runner:
         if device is not None:
             variables["CUDA_VISIBLE_DEVICES"] = device
         if len(self.devices) > 1:
-            variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(self.devices))))
+            variables.setdefault("OMP_NUM_THREADS", str(self.n_threads))
         return variables
 
     def end(self, cell: Cell, status: int) -> str:
         """Keep the record of a finished run, and note a failed one; returns what became of it."""
-        folder, record = self.grid.runs_folder(cell), self.grid.record(cell)
+        folder, record = self.grid.runs_folder(cell), self.grid.plan.record(cell)
         log = Path(f"{folder}.log")
         if status == 0:
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -415,7 +342,7 @@ class Runner:
         """Seconds of a step, of which ten are made."""
         print(f"Timing ten steps of {task} ...", flush=True)
         folder = self.grid.args.output_dir / "timing"
-        words = self.grid.command(self.grid.first(task, "predecessor", self.grid.args.learning_rates[0]))
+        words = self.grid.command(self.grid.plan.first(task, "predecessor", self.grid.args.learning_rates[0]))
         words = [word for word in words if word not in ("--do_eval", "--resume")]
         words += ["--max_steps", "10", "--output_dir", str(folder), "--overwrite_output_dir"]
         env = self.environment(self.devices[0])
@@ -457,7 +384,7 @@ def check_grid(args: argparse.Namespace) -> None:
 
 def make_all(grid: Grid, runner: Runner) -> None:
     """Make all runs, stage by stage, as far as signals let it."""
-    for stage, cells in grid.stages():
+    for stage, cells in grid.plan.stages():
         runner.make(stage, cells)
         if runner.signals:
             print("reproduce.py: stopped; the same command resumes", file=sys.stderr)
@@ -471,8 +398,8 @@ def main() -> None:
         check_grid(args)
         grid = Grid(args)
         runner = Runner(grid)
-        planned = list(dict.fromkeys(cell for _, cells in grid.stages() for cell in cells))
-        todo = [cell for cell in planned if not grid.is_done(cell)]
+        planned = list(dict.fromkeys(cell for _, cells in grid.plan.stages() for cell in cells))
+        todo = [cell for cell in planned if not grid.plan.is_done(cell)]
         print(
             f"{len(planned)} runs, {len(planned) - len(todo)} of them done; the others take about "
             f"{runner.estimate(todo):.1f} hours, {len(runner.devices)} at a time",
@@ -485,9 +412,8 @@ def main() -> None:
             runner.remove_weights(cell)
         runner.listen()
         make_all(grid, runner)
-        results = read_results(args.output_dir / "results")
-        if results.runs:
-            print(fill_in(args.output_dir / "results.md", results), end="")
+        if read_results(args.output_dir / "results").runs:
+            print(fill_in(args.output_dir / "results.md", args.output_dir / "results"), end="")
         if runner.failed:  # a learning rate of the search may have been too high for a method
             raise UserError(f"{len(runner.failed)} runs failed: {'; '.join(dict.fromkeys(runner.failed.values()))}")
 

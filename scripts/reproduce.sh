@@ -22,13 +22,15 @@ least 300 rows, is kept aside: no run sees it, and every run is scored on it in 
   --search         "learning_rate share rate", the default, or without the share of the steps after which the rate is 1,
                    or without the rate, constant or at the start
   --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
-  --methods        those to compare; default: all that reproduce.py --help lists
+  --methods        those to make; default: all that reproduce.py --help lists
+  --depths         more numbers of layers for the successor, beside half of the predecessor's
+  --lengths        more numbers of steps, beside those of all runs
   --predecessor_epochs  of the predecessors; default: num_train_epochs
   --max_steps      of a run; default: those of its epochs
   --n_evaluations  of a successor, evenly spread, of which the best one is recorded too; default: 1, the last step
   --jobs           runs at a time; default: one on each GPU, or one
   --rate_task      the task on which constant rates are tried (default: STS-B, or the first)
-  --ablation_tasks the tasks on which variants of the method are tried (default: all)
+  --variant_tasks  the tasks on which variants, depths and lengths are tried (default: all)
   --keep_weights   keep the successors as well
   --dry_run        print how long it will take, for which ten steps of each task are timed, and the commands
 
@@ -43,7 +45,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     -h | --help) usage && exit ;;
     --keep_weights | --dry_run) flags+=("$1") && shift && continue ;;
     --model | --output_dir | --tasks | --seeds | --search | --learning_rates | --num_train_epochs | --predecessor_epochs | \
-      --methods | --max_steps | --n_evaluations | --batch_size | --jobs | --rate_task | --ablation_tasks)
+      --methods | --max_steps | --n_evaluations | --batch_size | --jobs | --rate_task | --variant_tasks | --depths | --lengths)
       [ $# -gt 1 ] || die "$1 needs a value (--help explains)"
       ;;
     *) die "unknown argument $1; those of run_glue.py come after -- (--help explains)" ;;

@@ -1,12 +1,8 @@
 #!/usr/bin/env python
-"""Make tables and pictures from the run.json files of finished runs.
+"""Make tables and pictures from the run.json files of a sweep.
 
-summarize.py RUNS_DIR
-    of a sweep: summary.md and summary.csv with a row for each setting, summary_replacing_rate.png with the score
-    against the replacing rate, and summary_run.png with one run step by step
-summarize.py RESULTS_DIR --fill docs/results.md README.md
-    of the runs of reproduce.sh: fills in what stands between <!-- NAME --> and <!-- /NAME --> for each table's NAME,
-    and writes the pictures that a document shows beside it
+summarize.py RUNS_DIR writes summary.md and summary.csv with a row for each setting, summary_replacing_rate.png with the
+score against the replacing rate, and summary_run.png with one run step by step.
 """
 
 import argparse
@@ -14,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -246,263 +241,6 @@ def as_markdown(rows: list[dict]) -> str:
     return markdown([[name.replace("_", " ") for name in rows[0]], *(list(map(show, row.values())) for row in rows)])
 
 
-# ------------------------------------------------------------------------- the grid of reproduce.py
-
-COMPARED = ("pretrained-layers", "all-trained", "distilled", "frozen", "constant", "linear", "linear-whole")
-ABLATIONS = ("falling", "anti-curriculum", "missing-gradients", "every-second-layer")
-RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
-FIRST_RATE = 0.3  # from which the linear schedule starts, where its cell has no rate
-SEARCHED_RATES = {"constant": (0.5, 0.3, 0.7), "linear": (0.3, 0.1, 0.5), "linear-whole": (0.3, 0.1, 0.5)}
-METHODS = {
-    "predecessor": "predecessor",
-    "pretrained-layers": "pre-trained model, cut and fine-tuned",
-    "all-trained": "predecessor, cut and fine-tuned",
-    "distilled": "predecessor, cut and distilled",
-    "frozen": "predecessor, cut, layers alone fine-tuned",
-    "constant": "Theseus, constant rate",
-    "linear": "Theseus, linear",
-    "linear-whole": "Theseus, linear, then fine-tuned whole",
-    "falling": "falling rate",
-    "anti-curriculum": "one less the linear rate",
-    "missing-gradients": "gradients missing, not zeroed",
-    "every-second-layer": "start from every second layer",
-}
-
-
-class Cell(NamedTuple):
-    """A run's place in the grid; the name of its folder tells all of it."""
-
-    task: str  # as GLUE names its folder
-    method: str  # of METHODS
-    seed: int
-    learning_rate: str  # as it was typed
-    share: float | None = None  # of the steps, after which the replacing rate is 1
-    rate: float | None = None  # the constant one, or the start of the linear schedule, where not `FIRST_RATE`
-
-    @property
-    def folder(self) -> str:
-        rate = "" if self.rate is None else f"rate{self.rate:g}-"
-        by = "" if self.share is None else f"-by{self.share:g}"
-        return f"{self.task}/{self.method}/{rate}lr{self.learning_rate}{by}-seed{self.seed}"
-
-    @classmethod
-    def at(cls, folder: Path) -> "Cell":
-        task, method, name = folder.resolve().parts[-3:]
-        match = re.fullmatch(r"(?:rate(?P<rate>.+?)-)?lr(?P<lr>.+?)(?:-by(?P<by>.+?))?-seed(?P<seed>\d+)", name)
-        if match is None or method not in METHODS:
-            raise UserError(f"{folder} is no folder of reproduce.sh, such as CoLA/linear/lr2e-4-by0.5-seed42")
-        share, rate = (match[name] and float(match[name]) for name in ("by", "rate"))
-        return cls(task, method, int(match["seed"]), match["lr"], share, rate)
-
-
-class Results(NamedTuple):
-    runs: dict[Cell, Run]
-    speed: dict[str, dict]  # what benchmark.py --json wrote, by task
-
-    def tasks(self) -> list[str]:
-        return sorted({cell.task for cell in self.runs}, key=str.lower)
-
-    def metric(self, task: str) -> str:
-        """The task's metric in words."""
-        return METRICS[next(run.metric for cell, run in self.runs.items() if cell.task == task)]
-
-    def compared(self) -> list[str]:
-        """The methods of the comparison of which there are runs."""
-        made = {cell.method for cell in self.runs}
-        return [method for method in COMPARED if method in made]
-
-    def of(self, task: str, method: str, rate: float | None = None) -> list[Run]:
-        """The runs of a method at its best setting, by seed; a variant has that of the linear schedule."""
-        if method == "constant" and rate == 1:
-            return self.of(task, "frozen")
-        best = best_cell(self.runs, task, "linear" if method in ABLATIONS else method)
-        if best is None:
-            return []
-        wanted = best._replace(method=method, rate=rate or best.rate)
-        cells = [cell for cell in self.runs if cell._replace(seed=best.seed) == wanted]
-        return [self.runs[cell] for cell in sorted(cells)]
-
-
-def read_results(folder: Path) -> Results:
-    """The runs below a folder of reproduce.sh, which may be none, and what its folder speed tells."""
-    speed = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("speed/*.json"))}
-    return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed)
-
-
-def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
-    """The runs of the search, which are those of the first seed, by setting."""
-    rates = (None, *SEARCHED_RATES.get(method, ()))
-    ours = [c for c in runs if (c.task, c.method) == (task, method) and c.rate in rates]
-    first = min((cell.seed for cell in ours), default=None)
-
-    def order(cell: Cell):  # of equals the first one is the best
-        return float(cell.learning_rate), cell.share or 0, rates.index(cell.rate)
-
-    return sorted((cell for cell in ours if cell.seed == first), key=order)
-
-
-def best_cell(runs: dict[Cell, Run], task: str, method: str) -> Cell | None:
-    """The run of the search with the best score after the last step; None where there is none."""
-    return max(searched(runs, task, method), key=lambda cell: runs[cell].scores["last"], default=None)
-
-
-def grid(results: Results) -> str:
-    """What was run."""
-    runs = results.runs
-    steps = {task: {run.steps for cell, run in runs.items() if cell.task == task} for task in results.tasks()}
-    of_steps = ", ".join(f"{'/'.join(map(str, sorted(counts)))} steps on {task}" for task, counts in steps.items())
-    setting, hours = next(iter(runs.values())).setting, sum(run.seconds for run in runs.values()) / 3600
-    seeds = ", ".join(map(str, sorted({cell.seed for cell in runs})))
-    return (
-        f"{len(runs)} runs, {hours:.1f} hours of training, in batches of {setting['per_gpu_train_batch_size']} "
-        f"({of_steps}); seeds {seeds}.\n"
-    )
-
-
-def comparison(results: Results, score: Callable[[Run], float] = lambda run: run.scores["last"]) -> str:
-    """The paper's table 2, with what is kept of the predecessor's scores.
-
-    Args:
-        score: which one of a run; by default that of the dev set after the last step.
-    """
-    tasks = results.tasks()
-    head = [f"{task}, {results.metric(task)}" for task in tasks]
-    rows = [["", *head, "mean", "kept of the mean, %", "mean of what is kept, %"]]
-    predecessors = [{run.seed: score(run) for run in results.of(task, "predecessor")} for task in tasks]
-    for method in ("predecessor", *results.compared()):
-        by_seed = [{run.seed: score(run) for run in results.of(task, method)} for task in tasks]
-        seeds = sorted(set.intersection(*map(set, by_seed + predecessors)))  # those that all tasks have
-        ours = np.array([[of[seed] for seed in seeds] for of in by_seed])  # (tasks, seeds)
-        theirs = np.array([[of[seed] for seed in seeds] for of in predecessors])
-        row = [METHODS[method], *(spread(100 * np.array(list(of.values()))) for of in by_seed)]
-        row.append(spread(100 * ours.mean(0)))
-        if method != "predecessor" and theirs.size and (theirs > 0).all():
-            row += [spread(100 * ours.mean(0) / theirs.mean(0)), spread(100 * (ours / theirs).mean(0))]
-        rows.append([*row, "-", "-"][: len(rows[0])])
-    return markdown(rows)
-
-
-def held_out(results: Results) -> str:
-    """The same on the rows that were kept aside, of the runs that have been scored on them."""
-    scored = Results({cell: run for cell, run in results.runs.items() if run.held_out}, {})
-    return comparison(scored, lambda run: run.held_out["last"]) if scored.runs else ""
-
-
-def difference(ours: list[Run], others: list[Run]) -> str:
-    """Of the means, in points and in standard deviations within the two; over the seeds that both have."""
-    seeds = {run.seed for run in ours} & {run.seed for run in others}
-    if not seeds:
-        return "-"
-    a, b = (100 * scores(run for run in runs if run.seed in seeds) for runs in (ours, others))
-    points = a.mean() - b.mean()
-    sd = np.sqrt((deviation(a) ** 2 + deviation(b) ** 2) / 2)
-    return f"{points:+.1f}" + (f" ({points / sd:+.1f} sd)" if sd > 0 else "")
-
-
-def differences(results: Results) -> str:
-    pairs = [("linear", other) for other in ("pretrained-layers", "all-trained", "frozen", "constant")]
-    pairs += [("linear", "distilled"), ("linear-whole", "linear"), ("linear-whole", "all-trained")]
-    pairs += [("constant", "all-trained"), ("constant", "frozen"), ("all-trained", "pretrained-layers")]
-    rows = [["", *results.tasks()]]
-    for one, other in (pair for pair in pairs if {*pair} <= {*results.compared()}):
-        cells = [difference(results.of(task, one), results.of(task, other)) for task in results.tasks()]
-        rows.append([f"{METHODS[one]} less {METHODS[other]}", *cells])
-    return markdown(rows)
-
-
-def loyalty(results: Results) -> str:
-    columns = sorted({(cell.task, name) for cell, run in results.runs.items() for name in run.loyalty})
-    rows = [["", *(f"{task}, {name.replace('_', ' ')}" for task, name in columns)]]
-    for method in results.compared():
-        values = [[run.loyalty[name] for run in results.of(task, method)] for task, name in columns]
-        rows.append([METHODS[method], *(spread(100 * np.array(of)) for of in values)])
-    return markdown(rows)
-
-
-def search(results: Results) -> str:
-    """Every run of the search; the best of each method and task in bold."""
-    columns = [
-        (task, learning_rate)
-        for task in results.tasks()
-        for learning_rate in sorted({cell.learning_rate for cell in results.runs}, key=float)
-    ]
-    rows = [["", *map(" ".join, columns)]]
-    for method in ("predecessor", *results.compared()):
-        cells = [cell for task in results.tasks() for cell in searched(results.runs, task, method)]
-        best = [best_cell(results.runs, task, method) for task in results.tasks()]
-        for rate, share in sorted({(cell.rate or FIRST_RATE, cell.share or 0) for cell in cells}):
-            ours = [cell for cell in cells if (cell.rate or FIRST_RATE, cell.share or 0) == (rate, share)]
-            found = {(cell.task, cell.learning_rate): cell for cell in ours}
-            start = f" {rate:g}" if method == "constant" else f", from {rate:g}"
-            row = [METHODS[method] + (f"{start}, 1 after {share:g}" if share else "")]
-            for cell in map(found.get, columns):
-                text = f"{100 * results.runs[cell].scores['last']:.1f}" if cell else "-"
-                row.append(f"**{text}**" if cell and cell in best else text)
-            rows.append(row)
-    return markdown(rows)
-
-
-def of_rates(results: Results) -> tuple[str, dict[float | str, list[Run]]]:
-    """The task with the most constant rates; its runs of each, of the linear schedule and of the predecessor.
-
-    All of them with the same seeds.
-    """
-    task = max(results.tasks(), key=lambda task: len({cell.rate for cell in results.runs if cell.task == task}))
-    found = {rate: results.of(task, "constant", rate) for rate in RATES}
-    found |= {method: results.of(task, method) for method in ("linear", "predecessor")}
-    found = {name: runs for name, runs in found.items() if runs}
-    seeds = set.intersection(*({run.seed for run in runs} for runs in found.values()))
-    return task, {name: [run for run in runs if run.seed in seeds] for name, runs in found.items()}
-
-
-def rates(results: Results) -> str:
-    if "constant" not in results.compared():
-        return ""
-    task, found = of_rates(results)
-    rows = [["constant replacing rate", f"{task}, {results.metric(task)}", "seeds"]]
-    for name, runs in found.items():
-        title = METHODS[name] if name in METHODS else f"{name:g}"
-        rows.append([title, spread(100 * scores(runs)), " ".join(str(run.seed) for run in runs)])
-    return markdown(rows)
-
-
-def variants(results: Results) -> str:
-    if "linear" not in results.compared():
-        return ""
-    rows = [["", *(text for task in results.tasks() for text in (task, "difference"))]]
-    made = {cell.method for cell in results.runs}
-    for method in (method for method in ("linear", *ABLATIONS) if method in made):
-        row = [METHODS[method]]
-        for task in results.tasks():
-            ours, linear = results.of(task, method), results.of(task, "linear")
-            row += [spread(100 * scores(ours)), "" if method == "linear" else difference(ours, linear)]
-        rows.append(row)
-    return markdown(rows)
-
-
-def speed(results: Results) -> str:
-    rows = [["", "predecessor, rows/s", "successor, rows/s", "times as fast", "ms for one row, of both"]]
-    for task, figures in results.speed.items():
-        both = [figures["inference"][name] for name in ("predecessor", "successor")]
-        single = " / ".join(f"{1000 * of['seconds_for_one']:.1f}" for of in both)
-        per_second = [f"{of['examples_per_second']:.0f}" for of in both]
-        rows.append([task, *per_second, f"{both[1]['times_the_predecessor']:.2f}", single])
-    return markdown(rows)
-
-
-TABLES: dict[str, Callable[[Results], str]] = {
-    "grid": grid,
-    "paper-metrics": comparison,
-    "held-out": held_out,
-    "differences": differences,
-    "loyalty": loyalty,
-    "search": search,
-    "rates": rates,
-    "variants": variants,
-    "speed": speed,
-}
-
-
 # ------------------------------------------------------------------------------------------ pictures
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"  # apart for colour-blind eyes too
@@ -538,12 +276,6 @@ def draw_replacing_rates(settings: list[Setting], figure) -> None:
         axis.legend(fontsize=9)
 
 
-def draw_constant_rates(results: Results, figure) -> None:
-    """The same of the grid: constant rates, with the linear schedule where it starts."""
-    draw_replacing_rates(list(of_rates(results)[1].values()), figure)
-    figure.suptitle("mean ± standard deviation over seeds; constant rates at the setting found for 0.5", fontsize=12)
-
-
 def draw_run(run: Run, figure) -> None:
     """Loss, replacing rate and dev score over the optimiser steps of one run, as its log tells them."""
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -562,32 +294,6 @@ def draw_run(run: Run, figure) -> None:
     axes[-1].set(xlabel="optimiser step", xlim=(0, None))
     figure.suptitle(f"{run.task}: {run.folder.resolve().name}", fontsize=12)
     figure.align_ylabels()
-
-
-def draw_comparison(results: Results, figure) -> None:
-    """A panel for each task: each run of each method, and the means."""
-    tasks, methods = results.tasks(), ("predecessor", *results.compared())
-    colours = {"predecessor": GREY} | dict.fromkeys(SEARCHED_RATES, BLUE)  # blue where something is replaced
-    figure.set_size_inches(3.6 * len(tasks) + 2.6, 3.6)
-    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False).flat
-    for axis, task in zip(axes, tasks, strict=True):
-        for y, method in enumerate(methods):
-            values = 100 * scores(results.of(task, method))
-            colour = colours.get(method, ORANGE)
-            axis.plot(values, [y] * len(values), "o", color=colour, alpha=0.45)
-            axis.plot(mean(values), y, "|", color=colour, markersize=22, markeredgewidth=2.5)
-        axis.set(title=task, xlabel=results.metric(task))
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(methods)), [METHODS[method] for method in methods])
-    axes[0].set_ylim(len(methods) - 0.4, -0.6)
-
-
-def pictures(results: Results) -> dict[str, Callable]:
-    """What draws each picture that the results have."""
-    found = {"results_comparison.png": partial(draw_comparison, results)}
-    if "constant" in results.compared():
-        found["results_rates.png"] = partial(draw_constant_rates, results)
-    return found
 
 
 def draw(pictures: dict[str, Callable]) -> dict[str, bytes]:
@@ -636,51 +342,19 @@ def summarize(runs_dir: Path, output_dir: Path, drawn: Path | None) -> None:
     write(output_dir, files | draw(pictures))
 
 
-def filled(text: str, results: Results) -> str:
-    """The text with each table as the results give it; UserError where it names one that there is not."""
-
-    def fill(match: re.Match) -> str:
-        if match[1] not in TABLES:
-            raise UserError(f"there is no table {match[1]}; there are {', '.join(TABLES)}")
-        return f"<!-- {match[1]} -->\n{TABLES[match[1]](results)}<!-- /{match[1]} -->"
-
-    return re.sub(r"<!-- ([a-z-]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
-
-
-def fill_in(document: Path, results: Results) -> str:
-    """Fill in the document's tables, or write a new one, and the pictures that it shows; returns its text."""
-    if not results.runs:
-        raise UserError("there is no run.json that can be read; reproduce.sh makes them")
-    found = pictures(results)
-    blocks = [f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES] + [f"![]({name})\n" for name in found]
-    text = filled(document.read_text() if document.exists() else "\n".join(["# Results\n", *blocks]), results)
-    drawn = draw({name: draw_on for name, draw_on in found.items() if name in text})
-    write(document.parent, {document.name: text} | drawn)
-    return text
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="summarize.py", description=__doc__)
     add = parser.add_argument
     add("runs_dir", type=Path, metavar="RUNS_DIR", help="folder with runs, at any depth")
-    add("--fill", type=Path, nargs="+", metavar="FILE", help="Markdown files to fill in; a new one is made")
     add("--output_dir", type=Path, metavar="DIR", help="where the summary of a sweep goes (default: RUNS_DIR)")
     add("--run", type=Path, metavar="FOLDER", help="the run to draw (default: first seed of a best setting)")
-    args = parser.parse_args(argv)
-    if args.fill and (args.output_dir or args.run):
-        parser.error("--output_dir and --run are for a sweep: not with --fill")
-    return args
+    return parser.parse_args(argv)
 
 
 def main() -> None:
     args = parse_args()
     with one_line_errors("summarize.py"):
-        if args.fill:
-            results = read_results(args.runs_dir)
-            for document in args.fill:
-                fill_in(document, results)
-        else:
-            summarize(args.runs_dir, args.output_dir or args.runs_dir, args.run)
+        summarize(args.runs_dir, args.output_dir or args.runs_dir, args.run)
 
 
 if __name__ == "__main__":

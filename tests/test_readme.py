@@ -13,6 +13,7 @@ import convert_to_hf_ckpt
 import download_glue
 import predict_glue
 import pytest
+import report
 import reproduce
 import summarize
 import torch
@@ -26,7 +27,18 @@ from bert_of_theseus.data.own_files import OwnFiles, read_own_files
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted(ROOT.glob("docs/*.md"))]
-SCRIPTS = run_glue, ablate, benchmark, compare, convert_to_hf_ckpt, download_glue, predict_glue, reproduce, summarize
+SCRIPTS = (
+    run_glue,
+    ablate,
+    benchmark,
+    compare,
+    convert_to_hf_ckpt,
+    download_glue,
+    predict_glue,
+    report,
+    reproduce,
+    summarize,
+)
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -109,7 +121,7 @@ def test_the_commands_are_accepted_as_they_stand():
                 parsed.append((document.name, Path(words[at]).stem))
     found = {name for document, name in parsed if document == "README.md"}
     assert parsed.count(("README.md", "run_glue")) == 6
-    assert found == {"run_glue", "download_glue", "predict_glue", "summarize", "compare", "benchmark"}
+    assert found == {"run_glue", "download_glue", "predict_glue", "summarize", "report", "compare", "benchmark"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

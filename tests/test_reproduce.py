@@ -12,7 +12,7 @@ import ablate
 import pytest
 import reproduce
 from conftest import save_bert, write_glue
-from summarize import ABLATIONS, Cell
+from grid import COMPARED, VARIANTS, Cell
 
 import run_glue
 from glue_processors import TASKS, read_dev_sets, read_examples
@@ -24,6 +24,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 def flags(folder: Path, *more: str) -> list[str]:
     fixed = ["--model", folder / "model", "--glue_dir", folder, "--output_dir", folder / "out", "--seeds", "1 2"]
     fixed += ["--learning_rates", "5e-4 1e-3 2e-3 4e-3", "--num_train_epochs", 1, "--batch_size", 4]
+    fixed += ["--depths", 1, "--lengths", 3]
     return [str(word) for word in [*fixed, "--tasks", "sts-b", *more, "--", "--no_cuda"]]
 
 
@@ -57,8 +58,8 @@ def write_record(grid: reproduce.Grid, cell: Cell) -> None:
     if cell.method == "predecessor":
         del record["predecessor"]
         save_bert(grid.runs_folder(cell), num_labels=1, max_position_embeddings=128)
-    grid.record(cell).parent.mkdir(parents=True)
-    grid.record(cell).write_text(json.dumps(record))
+    grid.plan.record(cell).parent.mkdir(parents=True)
+    grid.plan.record(cell).write_text(json.dumps(record))
 
 
 @pytest.fixture
@@ -68,16 +69,16 @@ def made(tmp_path):
     save_bert(tmp_path / "model", num_labels=1, max_position_embeddings=128)
     args = reproduce.parse_args(flags(tmp_path))
     grid, stages = reproduce.Grid(args), []
-    for name, cells in grid.stages():
+    for name, cells in grid.plan.stages():
         stages.append((name, cells))
         for cell in cells:
-            if not grid.is_done(cell):
+            if not grid.plan.is_done(cell):
                 write_record(grid, cell)
     return args, grid, stages
 
 
 def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
-    _, _, stages = made
+    _, grid, stages = made
     tried = {}
     for cell in (cell for name, cells in stages if name.startswith("search: learning") for cell in cells):
         tried.setdefault(cell.method, []).append(cell.learning_rate)
@@ -87,6 +88,7 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     last = dict(stages)
     assert "pretrained-layers" in {cell.method for cell in last["comparison, seed 1"]}
     assert {cell.rate for cell in last["search: the rate"] if cell.method == "linear"} == {None, 0.1, 0.5}
+    assert {cell.rate for cell in last["search: the rate"] if cell.method == "constant"} == {0.3, 0.5, 0.7}
     assert {(cell.method, cell.learning_rate, cell.share) for cell in last["comparison, seed 2"]} == {
         ("all-trained", "1e-3", None),
         ("distilled", "1e-3", None),
@@ -97,16 +99,28 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     }
     for seed in (1, 2):
         assert {cell.seed for cell in last[f"comparison, seed {seed}"] + last[f"variants, seed {seed}"]} == {seed}
-    variants = {(c.method, c.learning_rate, c.share) for c in last["variants, seed 2"] if c.method in ABLATIONS}
-    assert variants == {(method, "4e-3", 0.25) for method in ABLATIONS}
-    rates = [cell.rate for cell in last["variants, seed 2"] if cell.method not in ABLATIONS]
-    assert rates == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, None]  # a rate of 1 is the frozen method
+    variants = {(c.method, c.learning_rate, c.share) for c in last["variants, seed 2"] if c.method in VARIANTS}
+    assert variants == {(method, "4e-3", 0.25) for method in VARIANTS}
+    others = [cell for cell in last["variants, seed 2"] if cell.method not in VARIANTS]
+    assert [(c.method, c.learning_rate, c.share) for c in others[:2]] == [(f"module-{i}", "4e-3", None) for i in (1, 2)]
+    again = [method for method in COMPARED if method != "pretrained-layers"]  # which only the first seed has
+    depths = [(cell.method, cell.learning_rate, cell.n_layer) for cell in others if cell.n_layer]
+    assert depths == [(method, "4e-3" if method == "linear" else "1e-3", 1) for method in again]
+    lengths = [(cell.method, cell.n_steps, grid.n_steps(cell)) for cell in others if cell.n_steps]
+    assert lengths == [(method, 3, 3) for method in again]
+    rates = [round(0.1 * i, 1) for i in range(1, 11)]
+    assert [c.rate for c in others if c.method == "constant" and not (c.n_layer or c.n_steps)] == rates
+    equivalent = [cell for cell in others if cell.method == "equivalent-rates"]
+    best = grid.plan.best("STS-B", "constant")
+    assert [cell.rate for cell in equivalent] == rates
+    for cell in equivalent:
+        assert float(cell.learning_rate) * cell.rate == pytest.approx(float(best.learning_rate) * best.rate, rel=0.01)
 
 
 def test_share_and_rate_are_searched_only_if_asked_for(made):
     args, _, _ = made
     args.search = ["learning_rate"]
-    names = [name for name, _ in reproduce.Grid(args).stages() if name.startswith("search")]
+    names = [name for name, _ in reproduce.Grid(args).plan.stages() if name.startswith("search")]
     assert names and all(name.startswith("search: learning rate") for name in names)
 
 
@@ -114,14 +128,17 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
     _, grid, stages = made
     for cell in {cell for _, cells in stages for cell in cells}:
         args = parsed(grid, cell)
-        assert (args.max_steps, args.per_gpu_train_batch_size, args.seed) == (2, 4, cell.seed)  # 8 rows of 16
+        n_steps = cell.n_steps or 2  # of 4 rows each, which is once through 8 rows of the 16
+        assert (args.max_steps, args.per_gpu_train_batch_size, args.seed) == (n_steps, 4, cell.seed)
+        assert args.scc_n_layer == cell.n_layer
+        assert cell.method.removeprefix("module-") == str(args.module) if "module" in cell.method else True
         assert args.data_dir == str(grid.data_dir("STS-B"))
         source = "/model" if cell.method == "predecessor" else f"predecessor/lr5e-4-seed{cell.seed}"
         assert args.model_name_or_path.endswith(source)
-        if cell.method == "constant":
-            assert (args.replacing_rate, args.steps_for_replacing) == (cell.rate, max(1, round(2 * cell.share)))
+        if cell.method in ("constant", "equivalent-rates"):
+            assert (args.replacing_rate, args.steps_for_replacing) == (cell.rate, max(1, round(n_steps * cell.share)))
         if cell.method in ("linear", "linear-whole"):
-            n_replacing = max(1, round(2 * cell.share))
+            n_replacing = max(1, round(n_steps * cell.share))
             assert (1 - args.replacing_rate) / args.scheduler_linear_k == pytest.approx(n_replacing, rel=1e-4)
             assert args.finetune_whole_successor == (cell.method == "linear-whole")
 
@@ -152,7 +169,7 @@ def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made)
     missing = Cell("STS-B", "falling", 2, "4e-3", 0.25)
     failing = Cell("STS-B", "pretrained-layers", 1, "5e-4")
     for cell in (missing, failing):
-        grid.record(cell).unlink()
+        grid.plan.record(cell).unlink()
     grid.runs_folder(failing).parent.mkdir(parents=True)
     grid.runs_folder(failing).write_text("in the way")
 
@@ -169,7 +186,7 @@ def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made)
     n_runs = len({cell for _, cells in stages for cell in cells})
     assert f"{n_runs} runs, {n_runs - 2} of them done; the others take about 0.0 hours" in done.stdout
     assert f"{missing.folder}: corr " in done.stdout and f"{failing.folder}: failed with status 1" in done.stdout
-    record = json.loads(grid.record(missing).read_text())
+    record = json.loads(grid.plan.record(missing).read_text())
     assert record["steps"] == 2 and not grid.runs_folder(missing).exists()
     assert {name: set(found) for name, found in record["held_out"].items()} == {
         "last": {"pearson", "spearmanr", "corr"},
@@ -187,7 +204,7 @@ def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
     with pytest.raises(SystemExit, match=r"holds another grid.*batch_size was 8, is 4"):
         reproduce.main()
     for words, message in (
-        (["--tasks", "sst"], "a task"),
+        (["--tasks", "sst"], "'sst'"),
         (["--tasks", "ax"], "task"),
         (["--seeds", "one"], "'one'"),
         (["--search", "rate"], "--search rate"),
@@ -224,9 +241,9 @@ def test_a_whole_grid_from_nothing(tmp_path):
     assert again.stdout.endswith(document) and ": 0 of " in again.stdout
     # A predecessor whose weights are gone is made again where a run needs it.
     grid = reproduce.Grid(args)
-    missing = next(cell for name, cells in grid.stages() if name == "variants, seed 2" for cell in cells)
-    grid.record(missing).unlink()
-    (grid.runs_folder(grid.predecessor("MRPC", 2)) / "model.safetensors").unlink()
+    missing = next(cell for name, cells in grid.plan.stages() if name == "variants, seed 2" for cell in cells)
+    grid.plan.record(missing).unlink()
+    (grid.runs_folder(grid.plan.predecessor("MRPC", 2)) / "model.safetensors").unlink()
     once_more = call(args, "--tasks", "mrpc")
     assert "== variants, seed 2: 1 predecessors to make" in once_more.stdout
     assert once_more.stdout.count("acc_and_f1 0.") == 2 and once_more.stdout.endswith(document)

@@ -1,0 +1,260 @@
+"""The grid of reproduce.py: a run's place in it, the records of its runs, and which runs there are.
+
+Each run has its record in TASK/METHOD/SETTING/run.json below the grid's folder of results. Nothing else is remembered:
+what is best, and so what comes next, follows from the records.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from summarize import METRICS, Run, read_runs
+
+from bert_of_theseus.run.command_line import UserError
+
+COMPARED = {
+    "pretrained-layers": "pre-trained model, cut and fine-tuned",
+    "all-trained": "predecessor, cut and fine-tuned",
+    "distilled": "predecessor, cut and distilled",
+    "frozen": "predecessor, cut, layers alone fine-tuned",
+    "constant": "Theseus, constant rate",
+    "linear": "Theseus, linear",
+    "linear-whole": "Theseus, linear, then fine-tuned whole",
+}
+CUT = ("pretrained-layers", "all-trained", "distilled", "frozen")  # those that replace nothing
+FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
+VARIANTS = {  # of the linear schedule
+    "falling": "falling rate",
+    "anti-curriculum": "one less the linear rate",
+    "missing-gradients": "gradients missing, not zeroed",
+    "every-second-layer": "start from every second layer",
+}
+MORE = {
+    "one-module": "only module {} replaced",
+    "constant-rates": "constant rates from 0.1 to 1",
+    "equivalent-rates": "the same, with the learning rate divided by the rate",
+}
+TITLES = {"predecessor": "predecessor"} | COMPARED | VARIANTS
+SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
+FIRST_SHARE = 0.5  # with which the learning rate is searched, where something is replaced
+FIRST_RATE = 0.3  # from which the linear schedule starts, where its cell has no rate
+RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
+SEARCHED_RATES = {"constant": (0.5, 0.3, 0.7), "linear": (0.3, 0.1, 0.5), "linear-whole": (0.3, 0.1, 0.5)}
+
+
+class Cell(NamedTuple):
+    """A run's place in the grid; the name of its folder tells all of it."""
+
+    task: str  # as GLUE names its folder
+    method: str  # of COMPARED or VARIANTS, predecessor, equivalent-rates, or module-1, module-2, ...
+    seed: int
+    learning_rate: str  # as it was typed
+    share: float | None = None  # of the steps, after which the replacing rate is 1
+    rate: float | None = None  # the constant one, or the start of the linear schedule, where not `FIRST_RATE`
+    n_layer: int | None = None  # of the successor, where it is not half of the predecessor's
+    n_steps: int | None = None  # where it is not the number of all others
+
+    @property
+    def folder(self) -> str:
+        values = {"rate": self.rate, "lr": self.learning_rate, "by": self.share}
+        values |= {"layers": self.n_layer, "steps": self.n_steps, "seed": self.seed}
+        name = "-".join(f"{name}{value}" for name, value in values.items() if value is not None)
+        return f"{self.task}/{self.method}/{name}"
+
+    @classmethod
+    def at(cls, folder: Path) -> "Cell":
+        task, method, name = folder.resolve().parts[-3:]
+        pattern = r"(?:rate(.+?)-)?lr(.+?)(?:-by(.+?))?(?:-layers(\d+))?(?:-steps(\d+))?-seed(\d+)"
+        match = re.fullmatch(pattern, name)
+        if match is None or not (method in TITLES or method == "equivalent-rates" or method.startswith("module-")):
+            raise UserError(f"{folder} is no folder of reproduce.sh, such as CoLA/linear/lr2e-4-by0.5-seed42")
+        rate, learning_rate, share, n_layer, n_steps, seed = match.groups()
+        share, rate = (value and float(value) for value in (share, rate))
+        n_layer, n_steps = (value and int(value) for value in (n_layer, n_steps))
+        return cls(task, method, int(seed), learning_rate, share, rate, n_layer, n_steps)
+
+
+class Results(NamedTuple):
+    runs: dict[Cell, Run]
+    speed: dict[str, dict]  # what benchmark.py --json wrote, by the name of the file
+
+    def tasks(self) -> list[str]:
+        """Those on which anything has been made of a predecessor."""
+        compared = {cell.task for cell in self.runs if cell.method != "predecessor"}
+        return sorted(compared or {cell.task for cell in self.runs}, key=str.lower)
+
+    def metric(self, task: str) -> str:
+        """The task's metric in words."""
+        return METRICS[next(run.metric for cell, run in self.runs.items() if cell.task == task)]
+
+    def compared(self) -> list[str]:
+        """The methods of the comparison of which there are runs."""
+        made = {cell.method for cell in self.runs}
+        return [method for method in COMPARED if method in made]
+
+    def of(self, cell: Cell | None) -> list[Run]:
+        """The runs of all seeds with the setting of a cell, by seed; none of none."""
+        cells = [other for other in self.runs if cell and other._replace(seed=cell.seed) == cell]
+        return [self.runs[other] for other in sorted(cells, key=lambda other: other.seed)]
+
+    def best(self, task: str, method: str) -> list[Run]:
+        """The runs of a method at its best setting, by seed."""
+        return self.of(best_cell(self.runs, task, method))
+
+
+def read_results(folder: Path) -> Results:
+    """The runs below a folder of results, which may be none, and what its folder speed tells."""
+    speed = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("speed/*.json"))}
+    return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed)
+
+
+def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
+    """The runs of the search, which are those of the first seed, by setting."""
+    rates = (None, *SEARCHED_RATES.get(method, ()))
+    ours = [c for c in runs if (c.task, c.method, c.n_layer, c.n_steps) == (task, method, None, None)]
+    ours = [c for c in ours if c.rate in rates]
+    first = min((cell.seed for cell in ours), default=None)
+
+    def order(cell: Cell):  # of equals the first one is the best
+        return float(cell.learning_rate), cell.share or 0, rates.index(cell.rate)
+
+    return sorted((cell for cell in ours if cell.seed == first), key=order)
+
+
+def best_cell(runs: dict[Cell, Run], task: str, method: str) -> Cell | None:
+    """The run of the search with the best dev score after the last step; None where there is none."""
+    return max(searched(runs, task, method), key=lambda cell: runs[cell].scores["last"], default=None)
+
+
+# What is made of a method's best cell. The tables find the runs by the same functions.
+
+
+def at_rate(cell: Cell, rate: float) -> Cell:
+    return cell._replace(rate=None if cell.method != "constant" and rate == FIRST_RATE else rate)
+
+
+def at_equivalent_rate(cell: Cell, rate: float) -> Cell:
+    """A constant rate with the learning rate times rate of `cell` (the paper's figure 3, "ELR")."""
+    learning_rate = f"{float(cell.learning_rate) * cell.rate / rate:.3g}"
+    return cell._replace(method="equivalent-rates", learning_rate=learning_rate, rate=rate)
+
+
+def with_module(cell: Cell, i: int) -> Cell:
+    """Module `i`, counted from 1, alone replaced, all the time (the paper's table 5)."""
+    return Cell(cell.task, f"module-{i}", cell.seed, cell.learning_rate)
+
+
+@dataclass
+class Plan:
+    """Which runs there are, as far as the results so far tell.
+
+    Attributes:
+        results: the folder of the records.
+        methods: of COMPARED, VARIANTS and MORE, those to make.
+        search: what is searched beside the learning rate, "share", "rate", or both.
+        learning_rates: the ladder, from low to high, as they are typed.
+        variant_tasks: on which variants, depths and lengths are tried.
+        rate_task: on which constant rates are tried.
+        n_modules: the predecessor's, where the successor has half of its layers.
+        depths: numbers of the successor's layers to try beside that.
+        lengths: numbers of steps to try.
+    """
+
+    results: Path
+    tasks: Sequence[str]
+    seeds: Sequence[int]
+    methods: Sequence[str]
+    search: Sequence[str]
+    learning_rates: Sequence[str]
+    variant_tasks: Sequence[str]
+    rate_task: str
+    n_modules: int
+    depths: Sequence[int] = ()
+    lengths: Sequence[int] = ()
+
+    def record(self, cell: Cell) -> Path:
+        return self.results / cell.folder / "run.json"
+
+    def is_done(self, cell: Cell) -> bool:
+        return self.record(cell).exists()
+
+    def predecessor(self, task: str, seed: int) -> Cell:
+        """The run whose model the others of this seed start from."""
+        return self.best(task, "predecessor")._replace(seed=seed)
+
+    def best(self, task: str, method: str) -> Cell:
+        """The best cell of the search so far; before the search has begun, a guess, from which the plan is made."""
+        ladder = self.learning_rates
+        found = best_cell(read_results(self.results / task / method).runs, task, method)
+        if found is None:  # the search will need as many runs as if the higher one of the middle two were the best
+            middle = min(len(ladder) - 1, (len(ladder) + 1) // 2)
+            return self.first(task, method, ladder[middle])
+        if found.learning_rate not in ladder:
+            raise UserError(f"--learning_rates: {found.learning_rate} has been searched; name it as well")
+        return found
+
+    def first(self, task: str, method: str, learning_rate: str) -> Cell:
+        """The cell in which a learning rate of the search is tried."""
+        cell = Cell(task, method, self.seeds[0], learning_rate)
+        if method not in SEARCHED_RATES:
+            return cell
+        return at_rate(cell._replace(share=FIRST_SHARE), SEARCHED_RATES[method][0])
+
+    def compared(self) -> list[str]:
+        return [method for method in COMPARED if method in self.methods]
+
+    def stages(self) -> Iterator[tuple[str, list[Cell]]]:
+        """(name, cells); each stage is asked for when the one before is done, and depends on its results."""
+        yield from self.learning_rate_search(["predecessor"])
+        yield from self.learning_rate_search(self.compared())
+        replacing = [method for method in SEARCHED_RATES if method in self.methods]
+        best = [self.best(task, method) for method in replacing for task in self.tasks]
+        if "share" in self.search:
+            yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
+        best = [self.best(task, method) for method in replacing for task in self.tasks]
+        if "rate" in self.search:
+            yield "search: the rate", [at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
+        for name, cells in (("comparison", self.comparison()), ("variants", self.variants())):
+            for seed in self.seeds:
+                yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in self.tasks]
+                made = [cell for cell in cells if seed == self.seeds[0] or cell.method != FIRST_SEED_ONLY]
+                yield f"{name}, seed {seed}", [cell._replace(seed=seed) for cell in made]
+
+    def learning_rate_search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
+        """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
+        ladder = self.learning_rates
+        middle = (len(ladder) - 1) // 2
+        tried = {(task, method): set() for method in methods for task in self.tasks}
+        new = dict.fromkeys(tried, ladder[middle : middle + 2])
+        while any(new.values()):
+            cells = [self.first(*key, learning_rate) for key, rates in new.items() for learning_rate in rates]
+            yield f"search: learning rate {', '.join(sorted({c.learning_rate for c in cells}, key=float))}", cells
+            for key in tried:
+                tried[key].update(new[key])
+                at = ladder.index(self.best(*key).learning_rate)
+                new[key] = [rate for rate in ladder[max(0, at - 1) : at + 2] if rate not in tried[key]]
+
+    def comparison(self) -> list[Cell]:
+        """Every method at its best setting."""
+        return [self.best(task, method) for method in self.compared() for task in self.tasks]
+
+    def variants(self) -> list[Cell]:
+        """All else, at the best settings of the methods that they are variants of."""
+        methods, cells = self.methods, []
+        for task in self.variant_tasks if "linear" in methods else ():
+            linear = self.best(task, "linear")
+            cells += [linear._replace(method=method) for method in VARIANTS if method in methods]
+            if "one-module" in methods:
+                cells += [with_module(linear, i + 1) for i in range(self.n_modules)]
+        for method in self.compared():
+            best = [self.best(task, method) for task in self.variant_tasks]
+            cells += [cell._replace(n_layer=n_layer) for cell in best for n_layer in self.depths]
+            cells += [cell._replace(n_steps=n_steps) for cell in best for n_steps in self.lengths]
+        if "constant" in methods:
+            constant = self.best(self.rate_task, "constant")
+            cells += [at_rate(constant, rate) for rate in RATES if "constant-rates" in methods]
+            cells += [at_equivalent_rate(constant, rate) for rate in RATES if "equivalent-rates" in methods]
+        return cells

@@ -1,0 +1,250 @@
+"""scripts/grid.py and scripts/report.py: the tables against numpy, the pictures, and what the documents tell."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import grid
+import numpy as np
+import pytest
+import report
+from grid import Cell, Results, with_module
+from test_summarize import cells_of, write_run
+
+ROOT = Path(__file__).parents[1]
+TASKS = {"CoLA": "cola", "STS-B": "sts-b"}
+SEEDS = (42, 43, 44)
+
+
+def write_cell(folder: Path, cell: Cell, score: float, aside: float) -> None:
+    """The record of a run as reproduce.py leaves it."""
+    flags = f"--learning_rate {cell.learning_rate} --seed {cell.seed}"
+    flags += "" if cell.method == "predecessor" else " --replacing_rate 0.5"
+    task = TASKS[cell.task]
+    loyalty = {"score_correlation": 0.9} if task == "sts-b" else {"label_loyalty": 0.8}
+    kept = None if cell.method == "predecessor" else 0.9
+    path = write_run(folder / cell.folder, task, flags, kept, last=score, best=score + 0.01, loyalty=loyalty)
+    record = json.loads((path / "run.json").read_text())
+    metric = record["main_metric"]
+    record["held_out"] = {"last": {metric: aside}, "best": {metric: aside}}
+    if cell.n_steps:
+        record["steps"] = cell.n_steps
+    (path / "run.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of two tasks and three seeds a whole grid with random scores, but that the best settings are these."""
+    folder, random = tmp_path_factory.mktemp("results"), np.random.default_rng(0)
+    for task in TASKS:
+        best = [Cell(task, method, 42, "1e-4") for method in ("predecessor", *grid.COMPARED)]
+        best = [c._replace(share=0.5) if c.method in grid.SEARCHED_RATES else c for c in best]
+        best = [c._replace(rate=0.5) if c.method == "constant" else c for c in best]
+        linear, constant = (next(c for c in best if c.method == name) for name in ("linear", "constant"))
+        more = [linear._replace(method=method) for method in grid.VARIANTS]
+        more += [with_module(linear, i) for i in (1, 2, 3)]
+        more += [c._replace(n_layer=n) for c in best[1:] for n in (2, 1)]
+        more += [c._replace(n_steps=n) for c in best[1:] for n in (50, 200)]
+        if task == "STS-B":
+            more += [made(constant, rate) for rate in grid.RATES for made in (grid.at_rate, grid.at_equivalent_rate)]
+        cells = dict.fromkeys(c._replace(seed=seed) for c in [*best, *more] for seed in SEEDS)
+        for cell in cells:
+            dev = (0.7 if cell._replace(seed=42) in best else 0.5) + 0.1 * random.random()
+            write_cell(folder, cell, dev, 0.6 + 0.2 * random.random())
+        for cell in best:
+            write_cell(folder, cell._replace(learning_rate="2e-4"), 0.5, 0.9)
+        for share in (0.25, 0.67):
+            write_cell(folder, linear._replace(share=share), 0.5, 0.9)
+        write_cell(folder, constant._replace(rate=0.7) if task == "CoLA" else linear._replace(rate=0.1), 0.5, 0.9)
+    (folder / "speed").mkdir()
+    for name, times in (("CoLA", 1.9), ("CoLA-layers2", 2.8), ("CoLA-layers1", 5.0)):
+        models = {"examples_per_second": 100.0, "seconds_for_one": 0.01, "times_the_predecessor": times}
+        figures = {"inference": {"predecessor": models, "successor": models}}
+        (folder / "speed" / f"{name}.json").write_text(json.dumps(figures))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> Results:
+    return grid.read_results(folder)
+
+
+def recorded(folder: Path, cell: str, which: str = "held_out") -> np.ndarray:
+    """The scores of all seeds of a cell, in per cent, as their records have them."""
+    records = [json.loads((folder / f"{cell}-seed{seed}" / "run.json").read_text()) for seed in SEEDS]
+    return 100 * np.array(
+        [r[which]["last"][r["main_metric"]] if which == "held_out" else r[which]["main"] for r in records]
+    )
+
+
+def shown(values: np.ndarray) -> str:
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def with_error(values: np.ndarray) -> str:
+    return f"{values.mean():+.1f} ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}"
+
+
+def of_method(folder: Path, setting: str, which: str = "held_out") -> np.ndarray:
+    """(tasks, seeds)."""
+    return np.array([recorded(folder, f"{task}/{setting}", which) for task in TASKS])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("STS-B", "predecessor", 43, "1e-4"),
+        Cell("STS-B", "constant", 43, "1e-4", 0.25, 0.5),
+        Cell("CoLA", "linear", 1, "2e-4", 0.5, None, 2, None),
+        Cell("CoLA", "equivalent-rates", 1, "0.001", 0.5, 0.1, None, 500),
+        Cell("CoLA", "module-3", 1, "0.001"),
+    ],
+)
+def test_a_folder_tells_its_cell(tmp_path, cell):
+    assert Cell.at(tmp_path / cell.folder) == cell
+    for wrong in (cell.task + "/linear/mine", cell.task + "/mine/lr1e-4-seed1"):
+        with pytest.raises(grid.UserError, match="no folder of"):
+            Cell.at(tmp_path / wrong)
+
+
+def test_the_comparison_has_what_is_kept_of_the_mean_on_the_rows_kept_aside(folder, results):
+    ours, theirs = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "predecessor/lr1e-4")
+    rows = cells_of(report.TABLES["held-out"](results))
+    kept = 100 * ours.mean(0) / theirs.mean(0)
+    assert rows["Theseus, linear"] == [*map(shown, ours), shown(ours.mean(0)), shown(kept), "3"]
+    assert rows["predecessor"] == [*map(shown, theirs), shown(theirs.mean(0)), "-", "3"]
+
+
+def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(folder, results):
+    best = of_method(folder, "linear/lr1e-4-by0.5", "best")
+    theirs = of_method(folder, "predecessor/lr1e-4", "last") + 1  # write_cell's best step
+    rows = cells_of(report.TABLES["as-the-paper"](results))
+    expected = [*best, best.mean(0), 100 * best.mean(0) / theirs.mean(0)]
+    assert rows["Theseus, linear"] == [*(f"{np.median(values):.1f}" for values in expected), "3"]
+    last = of_method(folder, "linear/lr1e-4-by0.5", "last")
+    assert cells_of(report.TABLES["dev"](results))["Theseus, linear"][:2] == [*map(shown, last)]
+
+
+def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, results):
+    a, b = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "all-trained/lr1e-4")
+    rows = cells_of(report.differences(results))
+    expected = [*map(with_error, a - b), with_error((a - b).mean(0))]
+    assert rows["Theseus, linear less predecessor, cut and fine-tuned"] == expected
+    assert "predecessor, cut and distilled less predecessor, cut and fine-tuned" not in rows
+    falling = of_method(folder, "falling/lr1e-4-by0.5")
+    assert cells_of(report.variants(results))["falling rate"] == [
+        *map(with_error, falling - a),
+        with_error((falling - a).mean(0)),
+    ]
+    second, predecessor = of_method(folder, "module-2/lr1e-4"), of_method(folder, "predecessor/lr1e-4")
+    assert cells_of(report.modules(results))["module 2 replaced"][:2] == [*map(with_error, second - predecessor)]
+
+
+def test_seeds_that_one_side_lacks_are_left_out(results):
+    runs = {c: run for c, run in results.runs.items() if not (c.method == "linear" and c.seed == 44)}
+    fewer = Results(runs, {})
+    rows = cells_of(report.TABLES["held-out"](fewer))
+    assert (rows["Theseus, linear"][-1], rows["predecessor"][-1]) == ("2", "3")
+    (row,) = [
+        r
+        for name, r in cells_of(report.differences(fewer)).items()
+        if name == "Theseus, linear less predecessor, cut and distilled"
+    ]
+    a, b = ([run for run in fewer.best("CoLA", method) if run.seed != 44] for method in ("linear", "distilled"))
+    values = np.array([report.aside(x) - report.aside(y) for x, y in zip(a, b, strict=True)])
+    assert row[0] == with_error(values)
+
+
+def test_every_run_of_the_search_is_shown_and_the_chosen_one_is_bold(folder, results):
+    rows = cells_of(report.search(results))
+    first = {
+        name: json.loads(path.read_text())["last"]["main"]
+        for name, path in (
+            ("linear", folder / "CoLA/linear/lr1e-4-by0.5-seed42/run.json"),
+            ("constant", folder / "CoLA/constant/rate0.5-lr1e-4-by0.5-seed42/run.json"),
+        )
+    }
+    assert rows["Theseus, linear, from 0.3, 1 after 0.5"][:2] == [f"**{100 * first['linear']:.1f}**", "50.0"]
+    assert rows["Theseus, linear, from 0.3, 1 after 0.25"][:2] == ["50.0", "-"]
+    assert rows["Theseus, constant rate 0.7, 1 after 0.5"][0] == "50.0"
+    assert rows["Theseus, linear, from 0.1, 1 after 0.5"][2] == "50.0"
+
+
+def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, results):
+    rows = cells_of(report.rates(results))
+    assert rows["0.1"] == [
+        shown(recorded(folder, "STS-B/constant/rate0.1-lr1e-4-by0.5")),
+        shown(recorded(folder, "STS-B/equivalent-rates/rate0.1-lr0.0005-by0.5")),
+    ]
+
+
+def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, results):
+    table = report.depths(results).splitlines()
+    ours = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if "Theseus, linear " in line]
+    assert [row[1] for row in ours] == ["half", "2", "1"]
+    scores = of_method(folder, "linear/lr1e-4-by0.5-layers2")
+    kept = 100 * scores.mean(0) / of_method(folder, "predecessor/lr1e-4").mean(0)
+    assert ours[1][2:] == [*map(shown, scores), shown(kept)]
+    assert [line for line in report.lengths(results).splitlines() if "Theseus, linear " in line and " 200 " in line]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_a_document_tells_what_the_records_in_results_give(name):
+    text = (ROOT / name).read_text()
+    assert report.filled(text, report.reader(ROOT / "results")) == text
+    assert re.findall(r"<!-- ([a-z/-]+) -->", text)
+    for picture in re.findall(r"!\[.*?\]\((\S+)\)", text):
+        assert ((ROOT / name).parent / picture).exists()
+
+
+def test_a_new_document_has_every_table_and_is_the_same_when_filled_again(folder, tmp_path):
+    text = report.fill_in(tmp_path / "results.md", folder)
+    found = {name: text.count(f"<!-- {name} -->\n|") for name in report.TABLES}
+    assert found == dict.fromkeys(report.TABLES, 1) | {"grid": 0}  # a sentence
+    assert report.fill_in(tmp_path / "results.md", folder) == text == (tmp_path / "results.md").read_text()
+    inner = tmp_path / "inner.md"
+    inner.write_text("<!-- more/held-out -->\n<!-- /more/held-out -->\n")
+    with pytest.raises(grid.UserError, match="more: there is no run"):
+        report.fill_in(inner, folder)
+
+
+def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path):
+    runs = {c: r for c, r in results.runs.items() if c.method in ("predecessor", "all-trained") and not any(c[6:])}
+    found = Results(runs, {})
+    told = {name for name, table in report.TABLES.items() if table(found)}
+    assert told == {"grid", "held-out", "dev", "as-the-paper", "loyalty", "search"}
+    assert list(report.pictures(found)) == ["comparison"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("<!-- nothing -->\n<!-- /nothing -->\n", "there is no table nothing"), (None, "there is no run")],
+)
+def test_mistakes_are_told_in_one_line_and_change_nothing(tmp_path, monkeypatch, text, message):
+    document = tmp_path / "document.md"
+    if text:
+        document.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path), str(document)])
+    with pytest.raises(SystemExit, match=message) as stop:
+        report.main()
+    assert len(str(stop.value).splitlines()) == 1
+    assert not document.exists() if text is None else document.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["comparison", "rates", "curves", "speed"])
+def test_the_pictures_show_the_numbers_of_the_tables(folder, results, name, tmp_path):
+    figures = pytest.importorskip("matplotlib.figure")
+    figure = figures.Figure(layout="constrained")
+    report.pictures(results)[name](figure)
+    lines = [line for axis in figure.axes for line in axis.lines]
+    values = {round(float(y), 6) for line in lines for y in np.atleast_1d(line.get_ydata())}
+    xs = {round(float(x), 6) for line in lines for x in np.atleast_1d(line.get_xdata())}
+    ours, theirs = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "predecessor/lr1e-4")
+    kept = round(float((100 * ours.mean(0) / theirs.mean(0)).mean()), 6)
+    if name == "comparison":
+        assert {round(float(x), 6) for x in ours.ravel()} <= xs
+    elif name == "rates":
+        assert round(float(recorded(folder, "STS-B/constant/rate0.1-lr1e-4-by0.5").mean()), 6) in values
+    else:
+        assert kept in values and ({1.9, 2.8, 5.0} <= xs if name == "speed" else {50, 100, 200} <= xs)
