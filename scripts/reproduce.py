@@ -121,20 +121,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path) -> None:
-    """Write the task's files without the rows that are kept aside, and these as dev sets in a folder of their own."""
-    read_examples(task, glue_dir, "train"), read_dev_sets(task, glue_dir)  # what is wrong with them is told here
+    """Write the task's files without the rows that are kept aside, and these as dev sets in a folder of their own.
+
+    Of single sentences those that are a part of a training row are in neither: they would flatter. Nine tenths of
+    SST-2's would be, since its training rows are sentences and all their phrases.
+    """
+    examples = read_examples(task, glue_dir, "train")
+    read_dev_sets(task, glue_dir)  # what is wrong with them is told here
     with open(glue_dir / task.train, "rb") as file:
-        lines = file.readlines()
+        lines = [line for line in file if line.strip()]
     head, rows = (lines[:1], lines[1:]) if task.header else ([], lines)
     by_hash = sorted(range(len(rows)), key=lambda row: hashlib.sha256(rows[row]).digest())
     aside = set(by_hash[: min(len(rows) // 2, max(LEAST_HELD_OUT, int(HELD_OUT * len(rows))))])
+    scored = aside
+    if examples.second is None:
+        trained_on = "\n".join(text for row, text in enumerate(examples.first) if row not in aside)
+        scored = {row for row in aside if examples.first[row] not in trained_on}
     data_dir.mkdir(parents=True, exist_ok=True)
     held_out_dir.mkdir(parents=True, exist_ok=True)
     write_whole(data_dir / task.train, b"".join([*head, *(row for i, row in enumerate(rows) if i not in aside)]))
     for name in task.dev_tasks or [task.name]:
         dev = TASKS[name].dev
         write_whole(data_dir / dev, (glue_dir / dev).read_bytes())
-        write_whole(held_out_dir / dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in aside)]))
+        write_whole(held_out_dir / dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in scored)]))
 
 
 # ---------------------------------------------------------------------------------------------- runs

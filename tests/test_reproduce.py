@@ -164,6 +164,21 @@ def test_rows_are_kept_aside_by_their_content_and_nothing_is_lost(tmp_path, name
     assert all(sorted(again[name].first) == sorted(aside[name].first) for name in aside)
 
 
+def test_of_sentences_kept_aside_those_in_a_training_row_are_not_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
+    task, source = TASKS["sst-2"], tmp_path
+    sentences = [f"number {i} is a good film" for i in range(20)]
+    rows = [text for i, text in enumerate(sentences) for text in (text, f"number {i} is")]
+    for name in ("train.tsv", "dev.tsv"):
+        (source / name).write_text("sentence\tlabel\n" + "".join(f"{row}\t1\n" for row in rows))
+    reproduce.keep_aside(task, source, tmp_path / "data", tmp_path / "aside")
+    (aside,) = read_dev_sets(task, tmp_path / "aside").values()
+    kept = read_examples(task, tmp_path / "data", "train")
+    assert len(kept.first) == 30 and 0 < len(aside.first) < 10
+    assert not [text for text in aside.first if any(text in row for row in kept.first)]
+    assert {*rows} - {*kept.first} - {*aside.first} <= {row for row in rows if row not in sentences}
+
+
 def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made):
     args, grid, stages = made
     missing = Cell("STS-B", "falling", 2, "4e-3", 0.25)
