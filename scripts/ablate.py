@@ -6,19 +6,16 @@
   all-trained          the predecessor's first layers fine-tuned, with embeddings and head, and nothing replaced
   distilled            the same with half of the loss from the predecessor's logits (Hinton et al., 2015: T = 2)
   pretrained-layers    as all-trained, with all weights those of --pretrained_model, and a new head
-  one-module           module --module, counted from 1, alone replaced, in training and in what is saved; the other
-                       layers stay the predecessor's (table 5 of the paper)
   falling              the linear schedule backwards in time: from 1 down to --replacing_rate
   anti-curriculum      one less the rate of the linear schedule (table 6 of the paper): in the end nothing is drawn
   missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
   every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
 
-The first four need no --replacing_rate. All write what run_glue.py writes, resume as it does, and are compared with
+The first three need no --replacing_rate. All write what run_glue.py writes, resume as it does, and are compared with
 the predecessor, --model_name_or_path.
 """
 
 import argparse
-import copy
 import logging
 import sys
 from collections.abc import Callable
@@ -32,7 +29,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 import run_glue
 from bert_of_theseus import compress, export_successor, load_successor
 from bert_of_theseus.classifier import ModelSource, labels_of, load_classifier
-from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly
+from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
 from bert_of_theseus.run.processes import use_all_gpus
 from bert_of_theseus.training import TrainState
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler, ReplacementScheduler
@@ -124,20 +121,6 @@ def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:
     all_trained(args, state)
 
 
-def one_module(args: argparse.Namespace, state: TrainState) -> None:
-    """Of all modules only one is replaced, in all steps; it alone learns."""
-    layers, n_modules = state.layers, len(state.layers.successor)
-    if args.module > n_modules:
-        raise UserError(f"--module {args.module}: there are {n_modules} modules")
-    size = len(layers.predecessor) // n_modules
-    first = (args.module - 1) * size
-    others = copy.deepcopy(layers.predecessor)
-    successor_layer = layers.successor[args.module - 1]
-    layers.successor = torch.nn.ModuleList([*others[:first], successor_layer, *others[first + size :]])
-    state.optimizer, state.lr_schedule = run_glue.new_optimizer(args, state.model, state.n_steps)
-    state.rate_schedule = ConstantReplacementScheduler(layers, 1.0)
-
-
 def falling(args: argparse.Namespace, state: TrainState) -> None:
     """The rate falls as it would rise."""
     k = args.scheduler_linear_k
@@ -174,38 +157,34 @@ VARIANTS: dict[str, Callable[[argparse.Namespace, TrainState], None]] = {
     "all-trained": all_trained,
     "distilled": distilled,
     "pretrained-layers": pretrained_layers,
-    "one-module": one_module,
     "falling": falling,
     "anti-curriculum": anti_curriculum,
     "missing-gradients": missing_gradients,
     "every-second-layer": every_second_layer,
 }
-AT_RATE_1 = ("all-trained", "distilled", "pretrained-layers", "one-module")  # nothing is drawn
+FINE_TUNED = ("all-trained", "distilled", "pretrained-layers")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of run_glue.py, `variant`, `pretrained_model` and `module`."""
+    """The arguments of run_glue.py, `variant` and `pretrained_model`."""
     parser = OneLineParser(prog="ablate.py", description=__doc__)
     parser.add_argument("variant", choices=VARIANTS, metavar="VARIANT", help="one of the above")
     parser.add_argument("--pretrained_model", help="pretrained-layers: what the predecessor was fine-tuned from")
-    parser.add_argument("--module", type=at_least(1), help="one-module: which one is replaced, counted from 1")
     own, others = parser.parse_known_args(argv)
     if (own.variant == "pretrained-layers") != bool(own.pretrained_model):
         parser.error("--pretrained_model is for pretrained-layers, which needs it")
-    if (own.variant == "one-module") != bool(own.module):
-        parser.error("--module is for one-module, which needs it")
-    if own.variant in AT_RATE_1:
+    if own.variant in FINE_TUNED:
         others = ["--replacing_rate", "1", "--steps_for_replacing", "1", *others]
     args = run_glue.parse_args(others)
     if not args.do_train or args.replacing_rate is None:
         parser.error("a variant changes a compression: give --do_train and --replacing_rate")
-    if own.variant in AT_RATE_1 and args.replacing_rate != 1:
-        parser.error(f"--replacing_rate is not for {own.variant}, which draws nothing")
-    if args.finetune_whole_successor and own.variant in (*AT_RATE_1, "missing-gradients"):
+    if own.variant in FINE_TUNED and args.replacing_rate != 1:
+        parser.error(f"--replacing_rate is not for {own.variant}, which replaces nothing")
+    if args.finetune_whole_successor and own.variant in (*FINE_TUNED, "missing-gradients"):
         parser.error(f"--finetune_whole_successor is not for {own.variant}, which changes what is optimised")
     if own.variant in ("falling", "anti-curriculum") and args.scheduler_type != "linear":
         parser.error(f"{own.variant} is the linear schedule turned round: give --scheduler_type linear")
-    args.variant, args.pretrained_model, args.module = own.variant, own.pretrained_model, own.module
+    args.variant, args.pretrained_model = own.variant, own.pretrained_model
     return args
 
 

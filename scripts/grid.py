@@ -6,7 +6,7 @@ what is best, and so what comes next, follows from the records.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,11 +32,8 @@ VARIANTS = {  # of the linear schedule
     "missing-gradients": "gradients missing, not zeroed",
     "every-second-layer": "start from every second layer",
 }
-MORE = {
-    "one-module": "only module {} replaced",
-    "constant-rates": "constant rates from 0.1 to 1",
-    "equivalent-rates": "the same, with the learning rate divided by the rate",
-}
+MORE = ("one-module", "constant-rates", "equivalent-rates")  # the paper's table 5, and figure 3's two curves
+NEEDED = dict.fromkeys(VARIANTS, "linear") | dict.fromkeys(MORE, "constant")  # whose best setting each has
 TITLES = {"predecessor": "predecessor"} | COMPARED | VARIANTS
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
 FIRST_SHARE = 0.5  # with which the learning rate is searched, where something is replaced
@@ -49,7 +46,7 @@ class Cell(NamedTuple):
     """A run's place in the grid; the name of its folder tells all of it."""
 
     task: str  # as GLUE names its folder
-    method: str  # of COMPARED or VARIANTS, predecessor, equivalent-rates, or module-1, module-2, ...
+    method: str  # of COMPARED or VARIANTS, predecessor, one-module or equivalent-rates
     seed: int
     learning_rate: str  # as it was typed
     share: float | None = None  # of the steps, after which the replacing rate is 1
@@ -69,7 +66,7 @@ class Cell(NamedTuple):
         task, method, name = folder.resolve().parts[-3:]
         pattern = r"(?:rate(.+?)-)?lr(.+?)(?:-by(.+?))?(?:-layers(\d+))?(?:-steps(\d+))?-seed(\d+)"
         match = re.fullmatch(pattern, name)
-        if match is None or not (method in TITLES or method == "equivalent-rates" or method.startswith("module-")):
+        if match is None or method not in {*TITLES, *MORE} - {"constant-rates"}:
             raise UserError(f"{folder} is no folder of reproduce.sh, such as CoLA/linear/lr2e-4-by0.5-seed42")
         rate, learning_rate, share, n_layer, n_steps, seed = match.groups()
         share, rate = (value and float(value) for value in (share, rate))
@@ -142,9 +139,9 @@ def at_equivalent_rate(cell: Cell, rate: float) -> Cell:
     return cell._replace(method="equivalent-rates", learning_rate=learning_rate, rate=rate)
 
 
-def with_module(cell: Cell, i: int) -> Cell:
-    """Module `i`, counted from 1, alone replaced, all the time (the paper's table 5)."""
-    return Cell(cell.task, f"module-{i}", cell.seed, cell.learning_rate)
+def never_alone(cell: Cell) -> Cell:
+    """The constant rate up to the end: of such a run the modules are judged one by one (the paper's table 5)."""
+    return cell._replace(method="one-module", share=1.0)
 
 
 @dataclass
@@ -158,7 +155,7 @@ class Plan:
         learning_rates: the ladder, from low to high, as they are typed.
         variant_tasks: on which variants, depths and lengths are tried.
         rate_task: on which constant rates are tried.
-        n_modules: the predecessor's, where the successor has half of its layers.
+        aside: for each task a digest of the rows kept aside, which the records have too.
         depths: numbers of the successor's layers to try beside that.
         lengths: numbers of steps to try.
     """
@@ -171,7 +168,7 @@ class Plan:
     learning_rates: Sequence[str]
     variant_tasks: Sequence[str]
     rate_task: str
-    n_modules: int
+    aside: Mapping[str, str]
     depths: Sequence[int] = ()
     lengths: Sequence[int] = ()
 
@@ -179,7 +176,14 @@ class Plan:
         return self.results / cell.folder / "run.json"
 
     def is_done(self, cell: Cell) -> bool:
-        return self.record(cell).exists()
+        """Whether it has a record, of a run from this predecessor, scored on these rows."""
+        if not self.record(cell).exists():
+            return False
+        record = json.loads(self.record(cell).read_text())
+        starts_from = record["arguments"]["model_name_or_path"]
+        return record["held_out_sha256"] == self.aside[cell.task] and (
+            cell.method == "predecessor" or starts_from.endswith(self.predecessor(cell.task, cell.seed).folder)
+        )
 
     def predecessor(self, task: str, seed: int) -> Cell:
         """The run whose model the others of this seed start from."""
@@ -244,17 +248,14 @@ class Plan:
     def variants(self) -> list[Cell]:
         """All else, at the best settings of the methods that they are variants of."""
         methods, cells = self.methods, []
-        for task in self.variant_tasks if "linear" in methods else ():
-            linear = self.best(task, "linear")
-            cells += [linear._replace(method=method) for method in VARIANTS if method in methods]
-            if "one-module" in methods:
-                cells += [with_module(linear, i + 1) for i in range(self.n_modules)]
+        for task in self.variant_tasks:
+            cells += [self.best(task, "linear")._replace(method=method) for method in VARIANTS if method in methods]
+            cells += [never_alone(self.best(task, "constant"))] if "one-module" in methods else []
         for method in self.compared():
             best = [self.best(task, method) for task in self.variant_tasks]
             cells += [cell._replace(n_layer=n_layer) for cell in best for n_layer in self.depths]
             cells += [cell._replace(n_steps=n_steps) for cell in best for n_steps in self.lengths]
-        if "constant" in methods:
+        for name, at in (("constant-rates", at_rate), ("equivalent-rates", at_equivalent_rate)):
             constant = self.best(self.rate_task, "constant")
-            cells += [at_rate(constant, rate) for rate in RATES if "constant-rates" in methods]
-            cells += [at_equivalent_rate(constant, rate) for rate in RATES if "equivalent-rates" in methods]
+            cells += [at(constant, rate) for rate in RATES if name in methods and rate != constant.rate]
         return cells

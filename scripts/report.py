@@ -30,9 +30,9 @@ from grid import (
     at_equivalent_rate,
     at_rate,
     best_cell,
+    never_alone,
     read_results,
     searched,
-    with_module,
 )
 from summarize import BLUE, GREY, ORANGE, Run, draw, mean, spread, write
 
@@ -51,9 +51,11 @@ def on_dev(run: Run) -> float:
     return 100 * run.scores["last"]
 
 
-def judged(results: Results) -> Score:
-    """The score by which claims are judged: on the rows kept aside, where all runs were scored on them."""
-    return aside if all(run.held_out for run in results.runs.values()) else on_dev
+def judged(results: Results) -> tuple[Score, str]:
+    """The score by which claims are judged, and in words: on the rows kept aside, if all runs were scored on them."""
+    if all(run.held_out for run in results.runs.values()):
+        return aside, "rows kept aside"
+    return on_dev, "dev set"
 
 
 def best_on_dev(run: Run) -> float:
@@ -65,24 +67,28 @@ def median(values: np.ndarray) -> str:
     return f"{np.median(values):.1f}" if len(values) else "-"
 
 
+def with_error(values: np.ndarray) -> str:
+    """The mean of differences, with its sign, ± its standard error where there are several."""
+    if not len(values):
+        return "-"
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():+.1f}{error}"
+
+
 # ------------------------------------------------------------------------------------------ numbers
 
 
 def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndarray]:
     """The scores in all columns, which are mostly tasks, of the seeds that all columns have."""
     found = [{run.seed: score(run) for run in runs} for runs in columns]
-    seeds = sorted(set.intersection(*map(set, found)))
+    seeds = sorted(set.intersection(*map(set, found))) if found else []
     return {seed: np.array([of[seed] for of in found]) for seed in seeds}
 
 
 def difference(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score) -> str:
     """The mean over the seeds of the difference of two means over the columns, ± its standard error."""
     a, b = by_seed(ours, score), by_seed(others, score)
-    values = np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b])
-    if not len(values):
-        return "-"
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-    return f"{values.mean():+.1f}{error}"
+    return with_error(np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b]))
 
 
 def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score) -> np.ndarray:
@@ -94,7 +100,7 @@ def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[
 # ------------------------------------------------------------------------------------------- tables
 
 
-def grid(results: Results) -> str:
+def what_was_run(results: Results) -> str:
     """What was run."""
     runs, hours = results.runs, sum(run.seconds for run in results.runs.values()) / 3600
     steps = {task: {run.steps for cell, run in runs.items() if cell.task == task} for task in results.tasks()}
@@ -130,11 +136,11 @@ def held_out(results: Results) -> str:
 
 def differences(results: Results) -> str:
     """What Theseus is ahead of each cut baseline, and its schedules of each other; over the seeds that both have."""
-    tasks, compared, score = results.tasks(), results.compared(), judged(results)
+    tasks, compared, (score, judged_on) = results.tasks(), results.compared(), judged(results)
     replacing = [method for method in compared if method not in CUT]
     pairs = [(ours, other) for ours in replacing for other in compared if other in CUT]
     pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
-    rows = [["", *tasks, "mean"]]
+    rows = [[judged_on, *tasks, "mean"]]
     for ours, other in pairs:
         a, b = ([results.best(task, method) for task in tasks] for method in (ours, other))
         cells = [difference([one], [two], score) for one, two in zip(a, b, strict=True)]
@@ -144,59 +150,69 @@ def differences(results: Results) -> str:
 
 def variants(results: Results) -> str:
     """What each variant is ahead of the linear schedule; over the seeds that both have."""
-    tasks, score, made = results.tasks(), judged(results), {cell.method for cell in results.runs}
-    rows = [["less the linear schedule", *tasks, "mean"]]
-    for method in (method for method in VARIANTS if method in made):
-        linear = [results.best(task, "linear") for task in tasks]
+    tasks, (score, judged_on) = results.tasks(), judged(results)
+    linear = [results.best(task, "linear") for task in tasks]
+    rows = [[f"less linear; {judged_on}", *tasks, "mean"]]
+    for method in VARIANTS:
         cells = [best_cell(results.runs, task, "linear") for task in tasks]
         ours = [results.of(cell and cell._replace(method=method)) for cell in cells]
         alike = [difference([one], [two], score) for one, two in zip(ours, linear, strict=True)]
-        rows.append([VARIANTS[method], *alike, difference(ours, linear, score)])
+        rows += [[VARIANTS[method], *alike, difference(ours, linear, score)]] if any(ours) else []
     return markdown(rows) if len(rows) > 1 else ""
 
 
 def modules(results: Results) -> str:
-    """The paper's table 5: what is lost where one module alone is replaced."""
-    tasks, score = results.tasks(), judged(results)
-    names = sorted({cell.method for cell in results.runs if cell.method.startswith("module-")})
-    rows = [["less the predecessor", *tasks, "mean"]]
-    for name in names:
-        best = [best_cell(results.runs, task, "linear") for task in tasks]
-        ours = [results.of(cell and with_module(cell, int(name[7:]))) for cell in best]
-        predecessors = [results.best(task, "predecessor") for task in tasks]
-        cells = [difference([one], [two], score) for one, two in zip(ours, predecessors, strict=True)]
-        rows.append([f"{name.replace('-', ' ')} replaced", *cells, difference(ours, predecessors, score)])
+    """The paper's table 5: what is lost where one module of a run at a constant rate stands in for its own."""
+    tasks = results.tasks()
+    best = [best_cell(results.runs, task, "constant") for task in tasks]
+    ours = [results.of(cell and never_alone(cell)) for cell in best]
+    predecessors = [results.best(task, "predecessor") for task in tasks]
+    rows = [["less the predecessor; rows kept aside", *tasks, "mean"]]
+    names = {name: int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "}
+    for name in sorted(names, key=names.get):
+
+        def lost(runs: list[Run], others: list[Run], name: str = name) -> dict[int, float]:
+            before = {run.seed: aside(run) for run in others}
+            return {run.seed: 100 * run.held_out[name] - before[run.seed] for run in runs if run.seed in before}
+
+        of_tasks = [lost(runs, others) for runs, others in zip(ours, predecessors, strict=True)]
+        seeds = set.intersection(*map(set, of_tasks))
+        means = np.array([np.mean([of[seed] for of in of_tasks]) for seed in seeds])
+        rows.append([f"{name} alone", *(with_error(np.array(list(of.values()))) for of in of_tasks), with_error(means)])
     return markdown(rows) if names else ""
 
 
-def changed(results: Results, what: str) -> list[tuple[str, int, list[list[Run]]]]:
-    """Methods at their best settings, with `what`, "n_layer" or "n_steps", changed.
+def changed(results: Results, what: str) -> list[tuple[str, int | None, list[list[Run]]]]:
+    """Methods at their best settings, with `what`, "n_layer" or "n_steps", as it is and changed.
 
     Returns:
-        (method, value, for each task the runs), without the value that all other runs have.
+        (method, value, for each task the runs); the value None is that of all other runs.
     """
     found, tasks = [], results.tasks()
     for method in results.compared():
+        best = [best_cell(results.runs, task, method) for task in tasks]
         values = {getattr(cell, what) for cell in results.runs if cell.method == method} - {None}
-        for value in sorted(values, reverse=what == "n_layer"):
-            best = [best_cell(results.runs, task, method) for task in tasks]
-            found.append((method, value, [results.of(cell and cell._replace(**{what: value})) for cell in best]))
+        of_method = [
+            (method, value, [results.of(cell and cell._replace(**{what: value})) for cell in best])
+            for value in (None, *sorted(values, reverse=what == "n_layer"))
+        ]
+        of_method = [row for row in of_method if any(row[2])]
+        found += of_method if len(of_method) > 1 else []
     return found
 
 
 def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
-    """The rows of `changed`, and what is kept of the mean over the tasks that all have."""
-    found, score = changed(results, what), judged(results)
-    tasks = [task for i, task in enumerate(results.tasks()) if found and all(columns[i] for _, _, columns in found)]
-    at = [results.tasks().index(task) for task in tasks]
-    methods = dict.fromkeys(method for method, _, _ in found)
-    full = [(method, as_always, [results.best(task, method) for task in results.tasks()]) for method in methods]
-    rows, predecessors = [["", words, *tasks, "kept of the mean, %"]], [results.best(t, "predecessor") for t in tasks]
-    for method, value, columns in sorted([*full, *found], key=lambda row: list(methods).index(row[0])):
-        ours = [columns[i] for i in at]
-        scores = [spread(np.array([score(run) for run in runs])) for runs in ours]
-        rows.append([TITLES[method], str(value), *scores, spread(percent_kept(ours, predecessors, score))])
-    return markdown(rows) if tasks else ""
+    """The rows of `changed`, and what is kept of the mean over the tasks that all rows have."""
+    found, (score, judged_on) = changed(results, what), judged(results)
+    at = [i for i in range(len(results.tasks())) if all(columns[i] for _, _, columns in found)]
+    predecessors = [results.best(results.tasks()[i], "predecessor") for i in at]
+    common = ", ".join(results.tasks()[i] for i in at)
+    rows = [[judged_on, words, *results.tasks(), f"kept of the mean ({common}), %", "seeds"]]
+    for method, value, columns in found:
+        scores = [spread(np.array([score(run) for run in runs])) for runs in columns]
+        kept = percent_kept([columns[i] for i in at], predecessors, score)
+        rows.append([TITLES[method], str(value or as_always), *scores, spread(kept), str(len(kept))])
+    return markdown(rows) if found else ""
 
 
 def depths(results: Results) -> str:
@@ -245,23 +261,23 @@ def search(results: Results) -> str:
 def of_rates(results: Results) -> tuple[str, dict[str, dict[float, list[Run]]]]:
     """The task with the most constant rates, and its runs at each: "fixed" learning rate, and "equivalent" one."""
     task = max(results.tasks(), key=lambda task: len({cell.rate for cell in results.runs if cell.task == task}))
-    best = best_cell(results.runs, task, "constant")
-    found = {"fixed": {}, "equivalent": {}}
-    for rate in RATES if best else ():
-        found["fixed"][rate] = results.of(at_rate(best, rate))
-        found["equivalent"][rate] = results.of(at_equivalent_rate(best, rate))
-    return task, {name: {rate: runs for rate, runs in of.items() if runs} for name, of in found.items()}
+    best, found = best_cell(results.runs, task, "constant"), {}
+    for name, at in (("fixed", at_rate), ("equivalent", at_equivalent_rate)):
+        of_rate = {rate: results.of(best if rate == best.rate else at(best, rate)) for rate in RATES if best}
+        found[name] = {rate: runs for rate, runs in of_rate.items() if runs}
+    return task, found
 
 
 def rates(results: Results) -> str:
     """The paper's figure 3."""
-    (task, found), score = of_rates(results), judged(results)
-    rows = [["constant replacing rate", f"{task}, learning rate fixed", "learning rate times rate fixed"]]
-    for rate in sorted({*found["fixed"], *found["equivalent"]}):
+    (task, found), (score, judged_on) = of_rates(results), judged(results)
+    rows = [[f"constant rate; {task}, {judged_on}", "learning rate fixed", "seeds", "times the rate fixed", "seeds"]]
+    found = {name: of for name, of in found.items() if len(of) > 1}
+    for rate in sorted({rate for of in found.values() for rate in of}):
         cells = [np.array([score(run) for run in of.get(rate, [])]) for of in found.values()]
-        rows.append([f"{rate:g}", *map(spread, cells)])
-    linear = spread(np.array([score(run) for run in results.best(task, "linear")]))
-    return markdown([*rows, [TITLES["linear"], linear, "-"]]) if len(rows) > 1 else ""
+        rows.append([f"{rate:g}", *(text for values in cells for text in (spread(values), str(len(values))))])
+    rows = [row[: 1 + 2 * len(found)] for row in rows]
+    return markdown(rows) if len(rows) > len(SEARCHED_RATES["constant"]) + 1 else ""
 
 
 def speed(results: Results) -> str:
@@ -275,7 +291,7 @@ def speed(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
-    "grid": grid,
+    "grid": what_was_run,
     "held-out": held_out,
     "dev": partial(comparison, score=on_dev),
     "as-the-paper": partial(comparison, score=best_on_dev, show=median),
@@ -301,7 +317,7 @@ def colour(method: str) -> str:
 
 def draw_comparison(results: Results, figure) -> None:
     """A panel for each task: each run of each method, and the means."""
-    score = judged(results)
+    score, judged_on = judged(results)
     tasks, methods = results.tasks(), ("predecessor", *results.compared())
     figure.set_size_inches(2.6 * len(tasks) + 2.6, 1 + 0.45 * len(methods))
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False).flat
@@ -310,7 +326,7 @@ def draw_comparison(results: Results, figure) -> None:
             values = np.array([score(run) for run in results.best(task, method)])
             axis.plot(values, [y] * len(values), "o", color=colour(method), alpha=0.45)
             axis.plot(mean(values), y, "|", color=colour(method), markersize=22, markeredgewidth=2.5)
-        axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n"))
+        axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + f",\n{judged_on}")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
@@ -318,38 +334,42 @@ def draw_comparison(results: Results, figure) -> None:
 
 def draw_rates(results: Results, figure) -> None:
     """The score against constant replacing rates."""
-    (task, found), score = of_rates(results), judged(results)
+    (task, found), (score, judged_on) = of_rates(results), judged(results)
     figure.set_size_inches(7, 4)
     axis = figure.subplots()
     for (name, of), style in zip(found.items(), ("o-", "s--"), strict=True):
         points = [(rate, np.mean([score(run) for run in runs])) for rate, runs in of.items()]
-        what = "learning rate" if name == "fixed" else "learning rate times rate"
-        if points:
-            axis.plot(*zip(*points, strict=True), style, color=BLUE, label=f"{what} fixed")
-    for method, line in (("predecessor", "--"), ("linear", ":")):
-        values = [score(run) for run in results.best(task, method)]
-        axis.axhline(np.mean(values), color=GREY, linestyle=line, label=TITLES[method])
-    axis.set(title=task, xlabel="constant replacing rate", ylabel=f"{results.metric(task)}, %", xlim=(0, 1.05))
-    axis.grid(axis="y", alpha=0.3)
+        if len(points) > 1:
+            label = f"learning rate{'' if name == 'fixed' else ' times rate'} fixed"
+            axis.plot(*zip(*points, strict=True), style, color=BLUE, label=label)
+    draw_lines(axis, {name: results.best(task, name) for name in ("predecessor", "linear")}, score)
+    axis.set(title=f"{task}, {judged_on}", xlabel="constant replacing rate", xlim=(0, 1.05))
+    axis.set_ylabel(f"{results.metric(task)}, %")
     axis.legend(fontsize=9)
+
+
+def draw_lines(axis, methods: dict[str, list[Run]], score: Score) -> None:
+    """A level line for the mean of each method that has runs."""
+    for (method, runs), line in zip(methods.items(), ("--", ":"), strict=False):
+        if runs:
+            axis.axhline(np.mean([score(run) for run in runs]), color=GREY, linestyle=line, label=TITLES[method])
+    axis.grid(axis="y", alpha=0.3)
 
 
 def draw_curves(results: Results, figure) -> None:
-    """What is kept of the predecessor's mean score against the number of steps."""
-    score = judged(results)
-    figure.set_size_inches(7, 4)
-    axis = figure.subplots()
-    tasks, found = results.tasks(), changed(results, "n_steps")
-    predecessors = [results.best(task, "predecessor") for task in tasks]
-    for method in dict.fromkeys(method for method, _, _ in found):
-        ours = [results.best(task, method) for task in tasks]
-        points = [(max(run.steps for runs in ours for run in runs), ours)]
-        points += [(n_steps, columns) for name, n_steps, columns in found if name == method and all(columns)]
-        line = [(steps, mean(percent_kept(columns, predecessors, score))) for steps, columns in sorted(points)]
-        axis.plot(*zip(*line, strict=True), "o-", color=colour(method), label=TITLES[method])
-    axis.set(xlabel="steps", ylabel="kept of the predecessor's mean, %", xscale="log")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
+    """A panel for each task: the score against the number of steps."""
+    found, (score, judged_on) = changed(results, "n_steps"), judged(results)
+    tasks = results.tasks()
+    figure.set_size_inches(3.2 * len(tasks) + 1.5, 3.4)
+    for i, (axis, task) in enumerate(zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True)):
+        for method in dict.fromkeys(method for method, _, _ in found):
+            runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
+            points = sorted((of[0].steps, np.mean([score(run) for run in of])) for of in runs)
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", color=colour(method), label=TITLES[method], alpha=0.8)
+        draw_lines(axis, {"predecessor": results.best(task, "predecessor")}, score)
+        axis.set(title=f"{task}, {judged_on}", xlabel="steps", xscale="log")
+        axis.legend(fontsize=8)
 
 
 def times_as_fast(results: Results, n_layer: int | None) -> float:
@@ -361,23 +381,23 @@ def times_as_fast(results: Results, n_layer: int | None) -> float:
 
 def draw_speed(results: Results, figure) -> None:
     """What is kept of the predecessor's mean score against the speed, for each depth."""
-    score = judged(results)
+    (score, judged_on), tasks = judged(results), results.tasks()
+    full = [(name, None, [results.best(task, name) for task in tasks]) for name in results.compared()]
+    found = changed(results, "n_layer") or full
+    at = [i for i in range(len(tasks)) if all(columns[i] for _, _, columns in found)]
+    predecessors = [results.best(tasks[i], "predecessor") for i in at]
     figure.set_size_inches(7, 4.2)
     axis = figure.subplots()
-    found = changed(results, "n_layer")
-    with_depths = dict.fromkeys(method for method, _, _ in found) or results.compared()
-    at = [i for i in range(len(results.tasks())) if all(columns[i] for _, _, columns in found)]
-    predecessors = [results.best(results.tasks()[i], "predecessor") for i in at]
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
-    for method, marker in zip(with_depths, "osv^<>*", strict=False):
-        half = [results.best(task, method) for task in results.tasks()]
-        of_method = [(None, half), *((n_layer, columns) for name, n_layer, columns in found if name == method)]
+    for method, marker in zip(dict.fromkeys(method for method, _, _ in found), "osv^<>*", strict=False):
         points = [
             (times_as_fast(results, n_layer), mean(percent_kept([columns[i] for i in at], predecessors, score)))
-            for n_layer, columns in of_method
+            for name, n_layer, columns in found
+            if name == method
         ]
         axis.plot(*zip(*points, strict=True), f"{marker}-", color=colour(method), label=TITLES[method], alpha=0.8)
     axis.set(xlabel="times as fast as the predecessor", ylabel="kept of the predecessor's mean, %")
+    axis.set_title(f"{', '.join(tasks[i] for i in at)}, {judged_on}")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
 
@@ -406,7 +426,7 @@ def filled(text: str, read: Callable[[str], Results]) -> str:
             raise UserError(f"there is no table {name}; there are {', '.join(TABLES)}")
         return f"<!-- {match[1]} -->\n{TABLES[name](read(folder))}<!-- /{match[1]} -->"
 
-    return re.sub(r"<!-- ([a-z/-]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w/-]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
 
 
 def reader(results_dir: Path) -> Callable[[str], Results]:
@@ -431,13 +451,16 @@ def fill_in(document: Path, results_dir: Path) -> str:
     if document.exists():
         text = document.read_text()
     else:
-        tables = [f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES]
+        tables = [f"## {name.capitalize()}\n\n<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES]
         text = "\n".join(["# Results\n", *tables, *(f"![](results_{name}.png)\n" for name in pictures(read("")))])
     text = filled(text, read)
     shown = {}
-    for file, folder, name in re.findall(r"!\[[^]]*\]\(((?:(\w+)_)?(\w+)\.png)\)", text):
-        draw_on = pictures(read("" if folder == "results" else folder)).get(name)
-        shown |= {file: draw_on} if draw_on else {}
+    for file, folder, name in re.findall(r"!\[[^]]*\]\((([\w-]+)_([a-z]+)\.png)\)", text):
+        if folder == "results" or (results_dir / folder).is_dir():
+            found = pictures(read("" if folder == "results" else folder))
+            if name not in found:
+                raise UserError(f"{document}: there is no picture {file}; there are {', '.join(found)}")
+            shown[file] = found[name]
     write(document.parent, {document.name: text} | draw(shown))
     return text
 

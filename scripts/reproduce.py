@@ -2,7 +2,7 @@
 """Make the runs that test the paper's claims: a grid of tasks, methods and seeds, in stages.
 
 A tenth of each training file, at least 300 rows, chosen by a hash of the row, is kept aside: no run sees it, no setting
-is chosen on it, and every run is scored on it in the end.
+is chosen on it, and all runs are scored on it in the end, but for sentences that a training row contains.
 
 First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
 until the best one lies between others or there are none left; then, where something is replaced, the step from which
@@ -32,10 +32,11 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from grid import COMPARED, CUT, FIRST_RATE, MORE, VARIANTS, Cell, Plan, read_results
+from grid import COMPARED, CUT, FIRST_RATE, MORE, NEEDED, VARIANTS, Cell, Plan, read_results
 from report import fill_in
 
-from bert_of_theseus.classifier import ModelError, load_classifier
+from bert_of_theseus import compress, load_successor, successor_size
+from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
 from bert_of_theseus.data.features import tokenize
 from bert_of_theseus.data.scores import DevSets
 from bert_of_theseus.data.task import DataError
@@ -45,6 +46,7 @@ from bert_of_theseus.run.folder import BEST
 from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
+PHRASES = {"SST-2"}  # of which a training row is a sentence or one of its phrases
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
 SEARCHED = ("learning_rate", "share", "rate")
@@ -104,10 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     except (KeyError, ValueError, IndexError) as error:
         parser.error(f"tasks of GLUE, whole numbers as seeds, depths, lengths, numbers as learning rates: not {error}")
     args.methods, args.search = args.methods.split(), args.search.split()
-    if "learning_rate" not in args.search or {*args.search} - {*SEARCHED}:
-        parser.error(f"--search {' '.join(args.search)}: learning_rate and, if you like, share and rate")
-    if unknown := {*args.methods} - {*METHODS}:
-        parser.error(f"--methods {' '.join(sorted(unknown))}: there are {', '.join(METHODS)}")
+    check_methods(parser, args)
     unknown = {args.rate_task, *args.variant_tasks} - set(args.tasks)
     if unknown or not args.tasks or not args.seeds or not args.learning_rates:
         parser.error("name a task, a seed and a learning rate; --rate_task and --variant_tasks are some of --tasks")
@@ -117,21 +116,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def check_methods(parser: OneLineParser, args: argparse.Namespace) -> None:
+    if "learning_rate" not in args.search or {*args.search} - {*SEARCHED}:
+        parser.error(f"--search {' '.join(args.search)}: learning_rate and, if you like, share and rate")
+    if unknown := {*args.methods} - {*METHODS}:
+        parser.error(f"--methods {' '.join(sorted(unknown))}: there are {', '.join(METHODS)}")
+    for method, needed in NEEDED.items():
+        if method in args.methods and needed not in args.methods:
+            parser.error(f"--methods {method}: it has the setting that is best for {needed}; name that as well")
+    if (
+        "rate" not in args.search and "constant-rates" in args.methods
+    ):  # some of which the search would take for its own
+        parser.error("--methods constant-rates: it needs --search rate as well; or name the other methods alone")
+    if min([1, *args.depths, *args.lengths]) < 1:
+        parser.error("--depths and --lengths are at least 1")
+
+
 # ---------------------------------------------------------------------------------------------- data
 
 
 def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path) -> None:
     """Write the task's files without the rows that are kept aside, and these as dev sets in a folder of their own.
 
-    Of single sentences those that are a part of a training row are in neither: they would flatter. Nine tenths of
-    SST-2's would be, since its training rows are sentences and all their phrases.
+    Of SST-2 whole sentences are kept aside, with all their phrases: else nearly every sentence aside would have a
+    phrase among the training rows. Of single sentences those that a training row contains are in neither.
     """
     examples = read_examples(task, glue_dir, "train")
     read_dev_sets(task, glue_dir)  # what is wrong with them is told here
     with open(glue_dir / task.train, "rb") as file:
         lines = [line for line in file if line.strip()]
     head, rows = (lines[:1], lines[1:]) if task.header else ([], lines)
-    by_hash = sorted(range(len(rows)), key=lambda row: hashlib.sha256(rows[row]).digest())
+    whole = longest_containing(examples.first) if task.folder in PHRASES else range(len(rows))
+    by_hash = sorted(range(len(rows)), key=lambda row: (hashlib.sha256(rows[whole[row]]).digest(), row))
     aside = set(by_hash[: min(len(rows) // 2, max(LEAST_HELD_OUT, int(HELD_OUT * len(rows))))])
     scored = aside
     if examples.second is None:
@@ -146,23 +162,38 @@ def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Pat
         write_whole(held_out_dir / dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in scored)]))
 
 
+def longest_containing(texts: Sequence[str]) -> list[int]:
+    """Of each text the number of the longest text that contains it, which may be itself."""
+    by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    joined = "\n".join(texts[i] for i in by_length)
+    starts = np.cumsum([0, *(len(texts[i]) + 1 for i in by_length[:-1])])
+    return [by_length[np.searchsorted(starts, joined.index(text), "right") - 1] for text in texts]
+
+
 # ---------------------------------------------------------------------------------------------- runs
 
 
-class Grid:
+class Commands:
     """Where the runs of the plan are made, and the command of each."""
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.steps_an_epoch = {}
+        self.steps_an_epoch, aside = {}, {}
         for name in args.tasks:
             keep_aside(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
             n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
             self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
-        n_layer = transformers.AutoConfig.from_pretrained(args.model).num_hidden_layers
+            aside[name] = self.rows_aside(name)
         names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
         settings = {name: getattr(args, name) for name in names.split()}
-        self.plan = Plan(args.output_dir / "results", n_modules=n_layer // 2, **settings)
+        if args.depths:
+            try:
+                n_layer = transformers.AutoConfig.from_pretrained(args.model).num_hidden_layers
+                for depth in args.depths:
+                    successor_size(n_layer, depth)
+            except (OSError, ValueError) as error:
+                raise UserError(f"--depths {' '.join(map(str, args.depths))} of {args.model}: {error}") from error
+        self.plan = Plan(args.output_dir / "results", aside=aside, **settings)
 
     def task(self, folder: str) -> GlueTask:
         return next(task for task in TASKS.values() if task.folder == folder and task.metrics)
@@ -174,6 +205,10 @@ class Grid:
     def held_out_dir(self, task: str) -> Path:
         """The rows that are kept aside, as dev sets."""
         return self.args.output_dir / "held_out" / task
+
+    def rows_aside(self, task: str) -> str:
+        """A digest of the rows that are kept aside."""
+        return next(iter(read_dev_sets(self.task(task), self.held_out_dir(task)).values())).sha256
 
     def n_steps(self, cell: Cell) -> int:
         epochs = self.args.predecessor_epochs if cell.method == "predecessor" else self.args.num_train_epochs
@@ -205,8 +240,6 @@ class Grid:
 
     def script(self, cell: Cell) -> list[str | int]:
         """The script that makes the run, and of ablate.py its variant."""
-        if cell.method.startswith("module-"):
-            return ["scripts/ablate.py", "one-module", "--module", cell.method.removeprefix("module-")]
         if cell.method == "pretrained-layers":
             return ["scripts/ablate.py", cell.method, "--pretrained_model", self.args.model]
         if cell.method in VARIANTS or (cell.method in CUT and cell.method != "frozen"):
@@ -220,7 +253,7 @@ class Grid:
         if cell.share is None:
             return []
         n_replacing = max(1, round(cell.share * self.n_steps(cell)))
-        if cell.method in ("constant", "equivalent-rates"):
+        if cell.method in ("constant", *MORE):
             return ["--replacing_rate", f"{cell.rate:g}", "--steps_for_replacing", n_replacing]
         start = cell.rate or FIRST_RATE
         words = ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear"]
@@ -231,9 +264,9 @@ class Grid:
 class Runner:
     """Makes runs, one at a time on each device, until a signal comes."""
 
-    def __init__(self, grid: Grid):
-        self.grid = grid
-        self.devices = find_devices(grid.args.jobs)
+    def __init__(self, commands: Commands):
+        self.commands = commands
+        self.devices = find_devices(commands.args.jobs)
         self.n_threads = max(1, (os.cpu_count() or 1) // len(self.devices))  # of each run, where there are several
         if len(self.devices) > 1:  # threads that wait for each other's cores are many times slower
             torch.set_num_threads(self.n_threads)
@@ -247,13 +280,17 @@ class Runner:
 
     def make(self, stage: str, cells: list[Cell]) -> None:
         """Make the runs that are neither done nor failed, and first the predecessors whose weights are not there."""
-        todo = [c for c in dict.fromkeys(cells) if not (self.grid.plan.is_done(c) or c in self.failed)]
-        start_from = {c: self.grid.plan.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
-        missing = [p for p in dict.fromkeys(start_from.values()) if not (self.grid.has_weights(p) or p in self.failed)]
+        todo = [c for c in dict.fromkeys(cells) if not (self.commands.plan.is_done(c) or c in self.failed)]
+        start_from = {c: self.commands.plan.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
+        missing = [
+            p for p in dict.fromkeys(start_from.values()) if not (self.commands.has_weights(p) or p in self.failed)
+        ]
         if missing:
             print(f"== {stage}: {len(missing)} predecessors to make", flush=True)
-            for predecessor in filter(self.grid.plan.is_done, missing):  # what is left of them would pass for finished
-                shutil.rmtree(self.grid.runs_folder(predecessor), ignore_errors=True)
+            for predecessor in filter(
+                self.commands.plan.is_done, missing
+            ):  # what is left of them would pass for finished
+                shutil.rmtree(self.commands.runs_folder(predecessor), ignore_errors=True)
             self.make_all(missing)
         for cell, predecessor in start_from.items():
             if predecessor in self.failed:
@@ -284,13 +321,13 @@ class Runner:
                 print(f"{cell.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
 
     def start(self, cell: Cell, device: str | None) -> subprocess.Popen:
-        folder = self.grid.runs_folder(cell)
+        folder = self.commands.runs_folder(cell)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "wb") as log:
             # In a session of its own, so that Ctrl-C does not reach it twice.
             options = {"cwd": ROOT, "env": self.environment(device), "start_new_session": True}
             return subprocess.Popen(
-                self.grid.command(cell), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
+                self.commands.command(cell), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
             )
 
     def environment(self, device: str | None) -> dict[str, str]:
@@ -303,13 +340,13 @@ class Runner:
 
     def end(self, cell: Cell, status: int) -> str:
         """Keep the record of a finished run, and note a failed one; returns what became of it."""
-        folder, record = self.grid.runs_folder(cell), self.grid.plan.record(cell)
+        folder, record = self.commands.runs_folder(cell), self.commands.plan.record(cell)
         log = Path(f"{folder}.log")
         if status == 0:
             record.parent.mkdir(parents=True, exist_ok=True)
-            result = json.loads((folder / "run.json").read_text()) | {
-                "held_out": self.score_held_out(cell.task, folder)
-            }
+            result = json.loads((folder / "run.json").read_text())
+            result["held_out_sha256"] = self.commands.plan.aside[cell.task]
+            result["held_out"] = self.score_held_out(cell, folder)
             write_whole(record, json.dumps(result, indent=2) + "\n")
             log.unlink()
             self.remove_weights(cell)
@@ -320,38 +357,50 @@ class Runner:
         self.failed[cell] = f"{log}: {last_line}"
         return f"failed with status {status}: {last_line}"
 
-    def score_held_out(self, name: str, folder: Path) -> dict[str, dict[str, float]]:
-        """The metrics of a run's last step and of its best one, if it has one, on the rows that were kept aside."""
-        task, scores = self.grid.task(name), {}
-        examples = read_dev_sets(task, self.grid.held_out_dir(name))
+    def score_held_out(self, cell: Cell, folder: Path) -> dict[str, dict[str, float]]:
+        """The metrics of a run on the rows that were kept aside: of its last step, of its best one, of its modules."""
+        task, scores = self.commands.task(cell.task), {}
+        examples = read_dev_sets(task, self.commands.held_out_dir(cell.task))
+
+        def score(classifier: Classifier) -> dict[str, float]:
+            classifier.model.to("cuda" if torch.cuda.is_available() else "cpu")
+            takes_types = classifier.takes_token_types()
+            features = {name: tokenize(of, classifier.tokenizer, 128, takes_types) for name, of in examples.items()}
+            return DevSets(task, features, 32).score(classifier).metrics
+
         for which, path in (("last", folder), ("best", folder / BEST)):
             if (path / "config.json").exists():
-                classifier = load_classifier(str(path), task.labels)
-                classifier.model.to("cuda" if torch.cuda.is_available() else "cpu")
-                takes_types = classifier.takes_token_types()
-                features = {n: tokenize(of, classifier.tokenizer, 128, takes_types) for n, of in examples.items()}
-                scores[which] = DevSets(task, features, 32).score(classifier).metrics
+                scores[which] = score(load_classifier(str(path), task.labels))
+        if cell.method == "one-module":
+            source = self.commands.runs_folder(self.commands.plan.predecessor(cell.task, cell.seed))
+            successor = load_classifier(str(folder), task.labels).model
+            for i in range(successor.config.num_hidden_layers):
+                predecessor = load_classifier(str(source), task.labels)
+                replace_one_module(predecessor.model, successor, i)
+                scores[f"module {i + 1}"] = score(predecessor)
         return scores
 
     def remove_weights(self, cell: Cell) -> None:
-        if cell.method != "predecessor" and not self.grid.args.keep_weights:
-            shutil.rmtree(self.grid.runs_folder(cell), ignore_errors=True)
+        if cell.method != "predecessor" and not self.commands.args.keep_weights:
+            shutil.rmtree(self.commands.runs_folder(cell), ignore_errors=True)
 
     def estimate(self, cells: Sequence[Cell]) -> float:
         """Hours that the runs will take, from the finished runs of the same task or from ten steps."""
-        finished = read_results(self.grid.args.output_dir / "results").runs
+        finished = read_results(self.commands.args.output_dir / "results").runs
         hours = 0.0
         for task in sorted({cell.task for cell in cells}):
             known = [run.seconds / run.steps for cell, run in finished.items() if cell.task == task]
             a_step = np.mean(known) if known else PART * self.time_fine_tuning(task)
-            hours += sum(OVERHEAD + a_step * self.grid.n_steps(cell) for cell in cells if cell.task == task) / 3600
+            hours += sum(OVERHEAD + a_step * self.commands.n_steps(cell) for cell in cells if cell.task == task) / 3600
         return hours / len(self.devices)
 
     def time_fine_tuning(self, task: str) -> float:
         """Seconds of a step, of which ten are made."""
         print(f"Timing ten steps of {task} ...", flush=True)
-        folder = self.grid.args.output_dir / "timing"
-        words = self.grid.command(self.grid.plan.first(task, "predecessor", self.grid.args.learning_rates[0]))
+        folder = self.commands.args.output_dir / "timing"
+        words = self.commands.command(
+            self.commands.plan.first(task, "predecessor", self.commands.args.learning_rates[0])
+        )
         words = [word for word in words if word not in ("--do_eval", "--resume")]
         words += ["--max_steps", "10", "--output_dir", str(folder), "--overwrite_output_dir"]
         env = self.environment(self.devices[0])
@@ -361,6 +410,16 @@ class Runner:
         seconds = json.loads((folder / "run.json").read_text())["training_seconds"] / 10
         shutil.rmtree(folder)
         return seconds
+
+
+def replace_one_module(model: torch.nn.Module, successor: torch.nn.Module, i: int) -> None:
+    """Make a predecessor a model of which module `i` is the successor's, and all others its own (table 5)."""
+    layers = compress(model, successor.config.num_hidden_layers)
+    load_successor(model, successor)
+    size = len(layers.predecessor) // len(layers.successor)
+    before, after = layers.predecessor[: i * size], layers.predecessor[(i + 1) * size :]
+    layers.successor = torch.nn.ModuleList([*before, layers.successor[i], *after])
+    model.eval()
 
 
 def find_devices(jobs: int | None) -> list[str | None]:
@@ -391,9 +450,9 @@ def check_grid(args: argparse.Namespace) -> None:
         write_whole(path, json.dumps(now, indent=2) + "\n")
 
 
-def make_all(grid: Grid, runner: Runner) -> None:
+def make_all(plan: Plan, runner: Runner) -> None:
     """Make all runs, stage by stage, as far as signals let it."""
-    for stage, cells in grid.plan.stages():
+    for stage, cells in plan.stages():
         runner.make(stage, cells)
         if runner.signals:
             print("reproduce.py: stopped; the same command resumes", file=sys.stderr)
@@ -405,22 +464,22 @@ def main() -> None:
     log_plainly()
     with one_line_errors("reproduce.py", DataError):
         check_grid(args)
-        grid = Grid(args)
-        runner = Runner(grid)
-        planned = list(dict.fromkeys(cell for _, cells in grid.plan.stages() for cell in cells))
-        todo = [cell for cell in planned if not grid.plan.is_done(cell)]
+        commands = Commands(args)
+        plan, runner = commands.plan, Runner(commands)
+        planned = list(dict.fromkeys(cell for _, cells in plan.stages() for cell in cells))
+        todo = [cell for cell in planned if not plan.is_done(cell)]
         print(
             f"{len(planned)} runs, {len(planned) - len(todo)} of them done; the others take about "
             f"{runner.estimate(todo):.1f} hours, {len(runner.devices)} at a time",
             flush=True,
         )
         if args.dry_run:
-            print("\n".join(shlex.join(grid.command(cell)) for cell in todo))
+            print("\n".join(shlex.join(commands.command(cell)) for cell in todo))
             return
         for cell in set(planned) - set(todo):  # where an earlier call was killed before it did so
             runner.remove_weights(cell)
         runner.listen()
-        make_all(grid, runner)
+        make_all(plan, runner)
         if read_results(args.output_dir / "results").runs:
             print(fill_in(args.output_dir / "results.md", args.output_dir / "results"), end="")
         if runner.failed:  # a learning rate of the search may have been too high for a method

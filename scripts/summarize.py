@@ -55,7 +55,8 @@ class Run(NamedTuple):
     seed: int
     setting: dict  # the arguments that make the setting
     scores: dict[str, float]  # "last", "best", "predecessor", where there are any: the mean of the metric over dev sets
-    held_out: dict[str, float]  # the same of "last" and "best" on the rows that reproduce.py has kept aside
+    held_out: dict[str, float]  # the same of "last" and "best" on the rows that reproduce.py has kept aside; and of
+    # "module 1", "module 2", ..., where it has judged modules one by one
     loyalty: dict[str, float]  # to the predecessor, after the last step
     steps: int
     seconds: float  # of training
@@ -120,7 +121,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def warn(message: str) -> None:
-    print(f"summarize.py: warning: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: warning: {message}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------ numbers

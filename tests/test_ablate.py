@@ -184,20 +184,6 @@ def test_every_second_layer_starts_from_the_first_layer_of_each_module(bert_fold
             assert torch.equal(p, q) and p.requires_grad and not q.requires_grad
 
 
-def test_one_module_is_replaced_and_the_other_layers_stay_the_predecessor_s(bert_folder, mrpc, tmp_path):
-    out = tmp_path / "out"
-    run_variant(["one-module", "--module", 2], *arguments("mrpc", bert_folder, mrpc, out, *STEPS))
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, bert_folder))
-    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 3
-    changed = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])}
-    layer = "bert.encoder.layer.2."
-    assert changed and all(name.startswith(layer) for name in changed)  # of layers 0, 1 and 2
-    start = {name: theirs[name.replace(layer, "bert.encoder.layer.1.")] for name in changed}
-    assert all((ours[name] - start[name]).abs().max() < 0.01 for name in changed)  # as successor layers start
-    with pytest.raises(SystemExit, match="--module 3: there are 2 modules"):
-        run_variant(["one-module", "--module", 3], *arguments("mrpc", bert_folder, mrpc, tmp_path / "no", *STEPS))
-
-
 def test_the_plan_is_that_of_the_variant(bert_folder, mrpc, tmp_path, caplog):
     caplog.set_level("INFO")
     steps = arguments("mrpc", bert_folder, mrpc, tmp_path / "plain", "--do_train", "--max_steps", 8, "--save_steps", 0)
@@ -214,13 +200,10 @@ def test_the_plan_is_that_of_the_variant(bert_folder, mrpc, tmp_path, caplog):
     assert state_sizes[1] > state_sizes[0]  # embeddings and head have moments too
 
 
-RESUMED = [(["all-trained"], []), (["falling"], LINEAR), (["one-module", "--module", 1], [])]
-
-
-@pytest.mark.parametrize(("variant", "schedule"), RESUMED)
+@pytest.mark.parametrize(("variant", "schedule"), [("all-trained", []), ("falling", LINEAR)])
 def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_path, monkeypatch, variant, schedule):
     steps = [*STEPS, "--save_steps", 5, *schedule]
-    run_variant(variant, *arguments("mrpc", bert_folder, mrpc, tmp_path / "whole", *steps))
+    run_variant([variant], *arguments("mrpc", bert_folder, mrpc, tmp_path / "whole", *steps))
     command = arguments("mrpc", bert_folder, mrpc, tmp_path / "cut", *steps, "--resume")
     true_step, made = run_glue.train_step, []
 
@@ -232,8 +215,8 @@ def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(run_glue, "train_step", fail_after_seven)
-        run_variant(variant, *command)
-    run_variant(variant, *command)
+        run_variant([variant], *command)
+    run_variant([variant], *command)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut")]
     assert [part["after_step"] for part in records[1]["resumed"]] == [5]
@@ -247,8 +230,7 @@ def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_
         (["falling"], "--replacing_rate"),
         (["falling", "--replacing_rate", "0.5"], "--scheduler_type linear"),
         (["pretrained-layers"], "--pretrained_model"),
-        (["all-trained", "--replacing_rate", "0.5"], "draws nothing"),
-        (["one-module"], "--module"),
+        (["all-trained", "--replacing_rate", "0.5"], "replaces nothing"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, args, message):

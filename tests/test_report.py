@@ -9,7 +9,7 @@ import grid
 import numpy as np
 import pytest
 import report
-from grid import Cell, Results, with_module
+from grid import Cell, Results, never_alone
 from test_summarize import cells_of, write_run
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,13 @@ def write_cell(folder: Path, cell: Cell, score: float, aside: float) -> None:
     path = write_run(folder / cell.folder, task, flags, kept, last=score, best=score + 0.01, loyalty=loyalty)
     record = json.loads((path / "run.json").read_text())
     metric = record["main_metric"]
-    record["held_out"] = {"last": {metric: aside}, "best": {metric: aside}}
+    record["held_out"] = {"last": {metric: aside}}
+    if cell.method == "predecessor":
+        del record["best"]
+    elif cell.method == "one-module":
+        record["held_out"] |= {f"module {i}": {metric: aside - 0.01 * i} for i in (1, 2, 10)}
+    else:
+        record["held_out"]["best"] = {metric: aside}
     if cell.n_steps:
         record["steps"] = cell.n_steps
     (path / "run.json").write_text(json.dumps(record))
@@ -43,11 +49,12 @@ def folder(tmp_path_factory) -> Path:
         best = [c._replace(rate=0.5) if c.method == "constant" else c for c in best]
         linear, constant = (next(c for c in best if c.method == name) for name in ("linear", "constant"))
         more = [linear._replace(method=method) for method in grid.VARIANTS]
-        more += [with_module(linear, i) for i in (1, 2, 3)]
+        more += [never_alone(constant)]
         more += [c._replace(n_layer=n) for c in best[1:] for n in (2, 1)]
         more += [c._replace(n_steps=n) for c in best[1:] for n in (50, 200)]
         if task == "STS-B":
-            more += [made(constant, rate) for rate in grid.RATES for made in (grid.at_rate, grid.at_equivalent_rate)]
+            for at in (grid.at_rate, grid.at_equivalent_rate):
+                more += [at(constant, rate) for rate in grid.RATES if rate != constant.rate]
         cells = dict.fromkeys(c._replace(seed=seed) for c in [*best, *more] for seed in SEEDS)
         for cell in cells:
             dev = (0.7 if cell._replace(seed=42) in best else 0.5) + 0.1 * random.random()
@@ -98,7 +105,7 @@ def of_method(folder: Path, setting: str, which: str = "held_out") -> np.ndarray
         Cell("STS-B", "constant", 43, "1e-4", 0.25, 0.5),
         Cell("CoLA", "linear", 1, "2e-4", 0.5, None, 2, None),
         Cell("CoLA", "equivalent-rates", 1, "0.001", 0.5, 0.1, None, 500),
-        Cell("CoLA", "module-3", 1, "0.001"),
+        Cell("CoLA", "one-module", 1, "0.001", 1.0, 0.5),
     ],
 )
 def test_a_folder_tells_its_cell(tmp_path, cell):
@@ -118,7 +125,7 @@ def test_the_comparison_has_what_is_kept_of_the_mean_on_the_rows_kept_aside(fold
 
 def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(folder, results):
     best = of_method(folder, "linear/lr1e-4-by0.5", "best")
-    theirs = of_method(folder, "predecessor/lr1e-4", "last") + 1  # write_cell's best step
+    theirs = of_method(folder, "predecessor/lr1e-4", "last")  # which has no best step
     rows = cells_of(report.TABLES["as-the-paper"](results))
     expected = [*best, best.mean(0), 100 * best.mean(0) / theirs.mean(0)]
     assert rows["Theseus, linear"] == [*(f"{np.median(values):.1f}" for values in expected), "3"]
@@ -137,8 +144,10 @@ def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, result
         *map(with_error, falling - a),
         with_error((falling - a).mean(0)),
     ]
-    second, predecessor = of_method(folder, "module-2/lr1e-4"), of_method(folder, "predecessor/lr1e-4")
-    assert cells_of(report.modules(results))["module 2 replaced"][:2] == [*map(with_error, second - predecessor)]
+    lost = of_method(folder, "one-module/rate0.5-lr1e-4-by1.0") - of_method(folder, "predecessor/lr1e-4") - 2
+    modules = cells_of(report.modules(results))
+    assert modules["module 2 alone"] == [*map(with_error, lost), with_error(lost.mean(0))]
+    assert [*modules][2:] == ["module 1 alone", "module 2 alone", "module 10 alone"]
 
 
 def test_seeds_that_one_side_lacks_are_left_out(results):
@@ -175,8 +184,11 @@ def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, re
     rows = cells_of(report.rates(results))
     assert rows["0.1"] == [
         shown(recorded(folder, "STS-B/constant/rate0.1-lr1e-4-by0.5")),
+        "3",
         shown(recorded(folder, "STS-B/equivalent-rates/rate0.1-lr0.0005-by0.5")),
+        "3",
     ]
+    assert rows["0.5"] == 2 * [shown(recorded(folder, "STS-B/constant/rate0.5-lr1e-4-by0.5")), "3"]
 
 
 def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, results):
@@ -185,8 +197,24 @@ def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, resul
     assert [row[1] for row in ours] == ["half", "2", "1"]
     scores = of_method(folder, "linear/lr1e-4-by0.5-layers2")
     kept = 100 * scores.mean(0) / of_method(folder, "predecessor/lr1e-4").mean(0)
-    assert ours[1][2:] == [*map(shown, scores), shown(kept)]
-    assert [line for line in report.lengths(results).splitlines() if "Theseus, linear " in line and " 200 " in line]
+    assert ours[1][2:] == [*map(shown, scores), shown(kept), "3"]
+    long = recorded(folder, "CoLA/linear/lr1e-4-by0.5-steps200")
+    lines = [line for line in report.lengths(results).splitlines() if "Theseus, linear " in line]
+    assert [shown(long) in line for line in lines] == [False, False, True]
+
+
+def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(results):
+    def without(task: str, method: str) -> Results:
+        gone = {c for c in results.runs if (c.task, c.method) == (task, method) and c.n_layer}
+        return Results({c: run for c, run in results.runs.items() if c not in gone}, {})
+
+    table = report.depths(without("CoLA", "linear"))
+    assert "kept of the mean (STS-B), %" in table and "kept of the mean (CoLA, STS-B), %" in report.depths(results)
+    runs = without("CoLA", "linear").runs
+    nothing_common = Results(
+        {c: r for c, r in runs.items() if not (c.task == "STS-B" and c.n_layer and c.method != "linear")}, {}
+    )
+    assert " - " in report.depths(nothing_common) and report.pictures(nothing_common)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
@@ -215,6 +243,8 @@ def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path
     told = {name for name, table in report.TABLES.items() if table(found)}
     assert told == {"grid", "held-out", "dev", "as-the-paper", "loyalty", "search"}
     assert list(report.pictures(found)) == ["comparison"]
+    without_linear = Results({c: r for c, r in results.runs.items() if c.method not in ("linear", *grid.VARIANTS)}, {})
+    assert not report.variants(without_linear) and report.rates(without_linear) == report.rates(results)
 
 
 @pytest.mark.parametrize(
@@ -246,5 +276,7 @@ def test_the_pictures_show_the_numbers_of_the_tables(folder, results, name, tmp_
         assert {round(float(x), 6) for x in ours.ravel()} <= xs
     elif name == "rates":
         assert round(float(recorded(folder, "STS-B/constant/rate0.1-lr1e-4-by0.5").mean()), 6) in values
+    elif name == "curves":
+        assert {round(float(y), 6) for y in ours.mean(1)} <= values and {50, 100, 200} <= xs
     else:
-        assert kept in values and ({1.9, 2.8, 5.0} <= xs if name == "speed" else {50, 100, 200} <= xs)
+        assert kept in values and {1.9, 2.8, 5.0} <= xs

@@ -1,5 +1,6 @@
 """scripts/reproduce.sh: which runs the grid is made of, that none is made twice, and that it can be stopped."""
 
+import copy
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ from pathlib import Path
 import ablate
 import pytest
 import reproduce
+import torch
 from conftest import save_bert, write_glue
 from grid import COMPARED, VARIANTS, Cell
+from transformers import AutoModelForSequenceClassification
 
 import run_glue
+from bert_of_theseus import compress, export_successor
 from glue_processors import TASKS, read_dev_sets, read_examples
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +40,7 @@ def call(args, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command(args, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
 
 
-def parsed(grid: reproduce.Grid, cell: Cell):
+def parsed(grid: reproduce.Commands, cell: Cell):
     """The arguments of the cell's run, as its script reads them."""
     _, script, *words = grid.command(cell)
     return (ablate if script == "scripts/ablate.py" else run_glue).parse_args(words)
@@ -48,13 +52,14 @@ def score(cell: Cell) -> float:
     return 0.8 - 10 * abs(float(cell.learning_rate) - best) + 0.01 * (cell.share == 0.25) + 0.001 * cell.seed
 
 
-def write_record(grid: reproduce.Grid, cell: Cell) -> None:
+def write_record(grid: reproduce.Commands, cell: Cell) -> None:
     """A record as run_glue.py or ablate.py would leave it; of a predecessor also a model."""
     scores = {"metrics": dict.fromkeys(("pearson", "spearmanr", "corr"), score(cell)), "main": score(cell)}
     record = {"task": "sts-b", "main_metric": "corr", "arguments": vars(parsed(grid, cell))}
     record |= {"steps": grid.n_steps(cell), "training_seconds": 1.0}
     record |= {"versions": {"torch": "2", "transformers": "5"}, "predecessor": scores}
     record["last"] = scores | {"loyalty": {"score_correlation": 0.5}}
+    record |= {"held_out": {"last": scores["metrics"]}, "held_out_sha256": grid.plan.aside[cell.task]}
     if cell.method == "predecessor":
         del record["predecessor"]
         save_bert(grid.runs_folder(cell), num_labels=1, max_position_embeddings=128)
@@ -68,7 +73,7 @@ def made(tmp_path):
     write_glue(tmp_path / "STS-B", "sts-b", n_train=16, n_dev=8)
     save_bert(tmp_path / "model", num_labels=1, max_position_embeddings=128)
     args = reproduce.parse_args(flags(tmp_path))
-    grid, stages = reproduce.Grid(args), []
+    grid, stages = reproduce.Commands(args), []
     for name, cells in grid.plan.stages():
         stages.append((name, cells))
         for cell in cells:
@@ -101,17 +106,19 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
         assert {cell.seed for cell in last[f"comparison, seed {seed}"] + last[f"variants, seed {seed}"]} == {seed}
     variants = {(c.method, c.learning_rate, c.share) for c in last["variants, seed 2"] if c.method in VARIANTS}
     assert variants == {(method, "4e-3", 0.25) for method in VARIANTS}
+    best = grid.plan.best("STS-B", "constant")
     others = [cell for cell in last["variants, seed 2"] if cell.method not in VARIANTS]
-    assert [(c.method, c.learning_rate, c.share) for c in others[:2]] == [(f"module-{i}", "4e-3", None) for i in (1, 2)]
+    assert [(c.learning_rate, c.share, c.rate) for c in others if c.method == "one-module"] == [
+        ("1e-3", 1.0, best.rate)
+    ]
     again = [method for method in COMPARED if method != "pretrained-layers"]  # which only the first seed has
     depths = [(cell.method, cell.learning_rate, cell.n_layer) for cell in others if cell.n_layer]
     assert depths == [(method, "4e-3" if method == "linear" else "1e-3", 1) for method in again]
     lengths = [(cell.method, cell.n_steps, grid.n_steps(cell)) for cell in others if cell.n_steps]
     assert lengths == [(method, 3, 3) for method in again]
-    rates = [round(0.1 * i, 1) for i in range(1, 11)]
+    rates = [round(0.1 * i, 1) for i in range(1, 11) if 0.1 * i != best.rate]  # which the comparison has
     assert [c.rate for c in others if c.method == "constant" and not (c.n_layer or c.n_steps)] == rates
     equivalent = [cell for cell in others if cell.method == "equivalent-rates"]
-    best = grid.plan.best("STS-B", "constant")
     assert [cell.rate for cell in equivalent] == rates
     for cell in equivalent:
         assert float(cell.learning_rate) * cell.rate == pytest.approx(float(best.learning_rate) * best.rate, rel=0.01)
@@ -120,7 +127,7 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
 def test_share_and_rate_are_searched_only_if_asked_for(made):
     args, _, _ = made
     args.search = ["learning_rate"]
-    names = [name for name, _ in reproduce.Grid(args).plan.stages() if name.startswith("search")]
+    names = [name for name, _ in reproduce.Commands(args).plan.stages() if name.startswith("search")]
     assert names and all(name.startswith("search: learning rate") for name in names)
 
 
@@ -131,11 +138,10 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
         n_steps = cell.n_steps or 2  # of 4 rows each, which is once through 8 rows of the 16
         assert (args.max_steps, args.per_gpu_train_batch_size, args.seed) == (n_steps, 4, cell.seed)
         assert args.scc_n_layer == cell.n_layer
-        assert cell.method.removeprefix("module-") == str(args.module) if "module" in cell.method else True
         assert args.data_dir == str(grid.data_dir("STS-B"))
         source = "/model" if cell.method == "predecessor" else f"predecessor/lr5e-4-seed{cell.seed}"
         assert args.model_name_or_path.endswith(source)
-        if cell.method in ("constant", "equivalent-rates"):
+        if cell.method in ("constant", "equivalent-rates", "one-module"):
             assert (args.replacing_rate, args.steps_for_replacing) == (cell.rate, max(1, round(n_steps * cell.share)))
         if cell.method in ("linear", "linear-whole"):
             n_replacing = max(1, round(n_steps * cell.share))
@@ -164,19 +170,56 @@ def test_rows_are_kept_aside_by_their_content_and_nothing_is_lost(tmp_path, name
     assert all(sorted(again[name].first) == sorted(aside[name].first) for name in aside)
 
 
-def test_of_sentences_kept_aside_those_in_a_training_row_are_not_scored(tmp_path, monkeypatch):
+def test_of_sentences_and_phrases_whole_sentences_are_kept_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
     task, source = TASKS["sst-2"], tmp_path
-    sentences = [f"number {i} is a good film" for i in range(20)]
-    rows = [text for i, text in enumerate(sentences) for text in (text, f"number {i} is")]
+    sentences = [f"number {i} is a good film" for i in range(10, 30)]
+    rows = [text for i, text in enumerate(sentences) for text in (f"number {i + 10} is", text, "a good film")]
     for name in ("train.tsv", "dev.tsv"):
         (source / name).write_text("sentence\tlabel\n" + "".join(f"{row}\t1\n" for row in rows))
     reproduce.keep_aside(task, source, tmp_path / "data", tmp_path / "aside")
     (aside,) = read_dev_sets(task, tmp_path / "aside").values()
     kept = read_examples(task, tmp_path / "data", "train")
-    assert len(kept.first) == 30 and 0 < len(aside.first) < 10
+    assert len(kept.first) == 50 and aside.first
     assert not [text for text in aside.first if any(text in row for row in kept.first)]
-    assert {*rows} - {*kept.first} - {*aside.first} <= {row for row in rows if row not in sentences}
+    phrases = [row for row in kept.first if row != "a good film"]  # which is in all sentences
+    assert not [row for row in phrases if any(row in text for text in aside.first)]
+
+
+def test_the_longest_text_that_contains_one():
+    texts = ["a b", "a b c", "b", "a b c", "d", "x d"]
+    assert [texts[i] for i in reproduce.longest_containing(texts)] == ["a b c", "a b c", "a b c", "a b c", "x d", "x d"]
+
+
+def test_a_run_from_another_predecessor_or_scored_on_other_rows_is_made_again(made):
+    _, grid, stages = made
+    cell = next(c for _, cells in stages for c in cells if c.method == "linear")
+    record = json.loads(grid.plan.record(cell).read_text())
+    assert grid.plan.is_done(cell)
+    for change in (
+        {"held_out_sha256": "other"},
+        {"arguments": record["arguments"] | {"model_name_or_path": "runs/STS-B/predecessor/lr9e-9-seed1"}},
+    ):
+        grid.plan.record(cell).write_text(json.dumps(record | change))
+        assert not grid.plan.is_done(cell)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_one_module_of_the_successor_stands_in_for_its_own(tmp_path, i):
+    predecessor = AutoModelForSequenceClassification.from_pretrained(save_bert(tmp_path / "model")).eval()
+    successor = copy.deepcopy(predecessor)
+    compress(successor)
+    successor = export_successor(successor)
+    with torch.no_grad():
+        for p in successor.bert.encoder.layer.parameters():
+            p += 0.1
+    expected = copy.deepcopy(predecessor)
+    layers = expected.bert.encoder.layer
+    kept = [[successor.bert.encoder.layer[0], *layers[2:]], [*layers[:2], successor.bert.encoder.layer[1]]][i]
+    expected.bert.encoder.layer = torch.nn.ModuleList(kept)
+    reproduce.replace_one_module(predecessor, successor, i)
+    tokens = torch.tensor([[2, 5, 6, 7, 3]])
+    assert torch.equal(predecessor(tokens).logits, expected(tokens).logits)
 
 
 def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made):
@@ -223,6 +266,10 @@ def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
         (["--tasks", "ax"], "task"),
         (["--seeds", "one"], "'one'"),
         (["--search", "rate"], "--search rate"),
+        (["--search", "learning_rate"], "constant-rates"),
+        (["--methods", "linear mine"], "--methods mine"),
+        (["--methods", "linear one-module"], "one-module: it has the setting that is best for constant"),
+        (["--depths", "0"], "at least 1"),
         (["--rate_task", "mrpc"], "--rate_task"),
         (["--", "--seed=3"], "--seed after --"),
     ):
@@ -255,7 +302,7 @@ def test_a_whole_grid_from_nothing(tmp_path):
     again = call(args, "--tasks", "mrpc")
     assert again.stdout.endswith(document) and ": 0 of " in again.stdout
     # A predecessor whose weights are gone is made again where a run needs it.
-    grid = reproduce.Grid(args)
+    grid = reproduce.Commands(args)
     missing = next(cell for name, cells in grid.plan.stages() if name == "variants, seed 2" for cell in cells)
     grid.plan.record(missing).unlink()
     (grid.runs_folder(grid.plan.predecessor("MRPC", 2)) / "model.safetensors").unlink()
