@@ -255,7 +255,7 @@ class Plan:
             best = [self.best(task, method) for task in self.variant_tasks]
             cells += [cell._replace(n_layer=n_layer) for cell in best for n_layer in self.depths]
             cells += [cell._replace(n_steps=n_steps) for cell in best for n_steps in self.lengths]
+        constant = self.best(self.rate_task, "constant")
         for name, at in (("constant-rates", at_rate), ("equivalent-rates", at_equivalent_rate)):
-            constant = self.best(self.rate_task, "constant")
             cells += [at(constant, rate) for rate in RATES if name in methods and rate != constant.rate]
         return cells

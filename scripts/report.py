@@ -41,9 +41,9 @@ from bert_of_theseus.run.command_line import OneLineParser, UserError, markdown,
 Score = Callable[[Run], float]  # of a run, in per cent
 
 
-def aside(run: Run) -> float:
-    """After the last step, on the rows kept aside."""
-    return 100 * run.held_out["last"]
+def aside(run: Run, which: str = "last") -> float:
+    """On the rows kept aside: after the last step, or with "module 1", "module 2", ... alone."""
+    return 100 * run.held_out[which]
 
 
 def on_dev(run: Run) -> float:
@@ -85,10 +85,22 @@ def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndar
     return {seed: np.array([of[seed] for of in found]) for seed in seeds}
 
 
-def difference(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score) -> str:
-    """The mean over the seeds of the difference of two means over the columns, ± its standard error."""
-    a, b = by_seed(ours, score), by_seed(others, score)
+def difference(
+    ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score, of_others: Score | None = None
+) -> str:
+    """The mean over the seeds of the difference of two means over the columns, ± its standard error.
+
+    Args:
+        of_others: the score of the others, where it is not `score` too.
+    """
+    a, b = by_seed(ours, score), by_seed(others, of_others or score)
     return with_error(np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b]))
+
+
+def by_column(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], *scores: Score) -> list[str]:
+    """The `difference` in each column, and that of the means over the columns."""
+    alone = [difference([one], [two], *scores) for one, two in zip(ours, others, strict=True)]
+    return [*alone, difference(ours, others, *scores)]
 
 
 def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score) -> np.ndarray:
@@ -143,8 +155,7 @@ def differences(results: Results) -> str:
     rows = [[judged_on, *tasks, "mean"]]
     for ours, other in pairs:
         a, b = ([results.best(task, method) for task in tasks] for method in (ours, other))
-        cells = [difference([one], [two], score) for one, two in zip(a, b, strict=True)]
-        rows.append([f"{TITLES[ours]} less {TITLES[other]}", *cells, difference(a, b, score)])
+        rows.append([f"{TITLES[ours]} less {TITLES[other]}", *by_column(a, b, score)])
     return markdown(rows) if pairs else ""
 
 
@@ -156,8 +167,7 @@ def variants(results: Results) -> str:
     for method in VARIANTS:
         cells = [best_cell(results.runs, task, "linear") for task in tasks]
         ours = [results.of(cell and cell._replace(method=method)) for cell in cells]
-        alike = [difference([one], [two], score) for one, two in zip(ours, linear, strict=True)]
-        rows += [[VARIANTS[method], *alike, difference(ours, linear, score)]] if any(ours) else []
+        rows += [[VARIANTS[method], *by_column(ours, linear, score)]] if any(ours) else []
     return markdown(rows) if len(rows) > 1 else ""
 
 
@@ -170,15 +180,7 @@ def modules(results: Results) -> str:
     rows = [["less the predecessor; rows kept aside", *tasks, "mean"]]
     names = {name: int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "}
     for name in sorted(names, key=names.get):
-
-        def lost(runs: list[Run], others: list[Run], name: str = name) -> dict[int, float]:
-            before = {run.seed: aside(run) for run in others}
-            return {run.seed: 100 * run.held_out[name] - before[run.seed] for run in runs if run.seed in before}
-
-        of_tasks = [lost(runs, others) for runs, others in zip(ours, predecessors, strict=True)]
-        seeds = set.intersection(*map(set, of_tasks))
-        means = np.array([np.mean([of[seed] for of in of_tasks]) for seed in seeds])
-        rows.append([f"{name} alone", *(with_error(np.array(list(of.values()))) for of in of_tasks), with_error(means)])
+        rows.append([f"{name} alone", *by_column(ours, predecessors, partial(aside, which=name), aside)])
     return markdown(rows) if names else ""
 
 
@@ -235,13 +237,8 @@ def loyalty(results: Results) -> str:
 
 def search(results: Results) -> str:
     """Every run of the search; the best of each method and task in bold."""
-    columns = [
-        (task, learning_rate)
-        for task in results.tasks()
-        for learning_rate in sorted(
-            {c.learning_rate for c in results.runs if c.method in ("predecessor", *COMPARED)}, key=float
-        )
-    ]
+    tried = {cell.learning_rate for cell in results.runs if cell.method in ("predecessor", *COMPARED)}
+    columns = [(task, learning_rate) for task in results.tasks() for learning_rate in sorted(tried, key=float)]
     rows = [["", *map(" ".join, columns)]]
     for method in ("predecessor", *results.compared()):
         cells = [cell for task in results.tasks() for cell in searched(results.runs, task, method)]

@@ -46,6 +46,7 @@ from bert_of_theseus.run.folder import BEST
 from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable.removeprefix(f"{ROOT}/")  # relative where it can be, since it is in every record
 PHRASES = {"SST-2"}  # of which a training row is a sentence or one of its phrases
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
@@ -124,9 +125,7 @@ def check_methods(parser: OneLineParser, args: argparse.Namespace) -> None:
     for method, needed in NEEDED.items():
         if method in args.methods and needed not in args.methods:
             parser.error(f"--methods {method}: it has the setting that is best for {needed}; name that as well")
-    if (
-        "rate" not in args.search and "constant-rates" in args.methods
-    ):  # some of which the search would take for its own
+    if "constant-rates" in args.methods and "rate" not in args.search:  # which would take some of them for its own
         parser.error("--methods constant-rates: it needs --search rate as well; or name the other methods alone")
     if min([1, *args.depths, *args.lengths]) < 1:
         parser.error("--depths and --lengths are at least 1")
@@ -163,11 +162,16 @@ def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Pat
 
 
 def longest_containing(texts: Sequence[str]) -> list[int]:
-    """Of each text the number of the longest text that contains it, which may be itself."""
-    by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    joined = "\n".join(texts[i] for i in by_length)
-    starts = np.cumsum([0, *(len(texts[i]) + 1 for i in by_length[:-1])])
-    return [by_length[np.searchsorted(starts, joined.index(text), "right") - 1] for text in texts]
+    """Of each text the number of the longest text that contains its words in a row, which may be itself."""
+    found: dict[tuple[str, ...], int] = {}
+    words = [tuple(text.split()) for text in texts]
+    for i in sorted(range(len(texts)), key=lambda i: -len(words[i])):
+        if words[i] not in found:  # else all its phrases are those of a longer one
+            found[words[i]] = i
+            ends = range(1, len(words[i]) + 1)
+            for phrase in (words[i][start:end] for end in ends for start in range(end)):
+                found.setdefault(phrase, i)
+    return [found[of] for of in words]
 
 
 # ---------------------------------------------------------------------------------------------- runs
@@ -227,7 +231,7 @@ class Commands:
         args, model, n_steps = self.args, self.args.model, self.n_steps(cell)
         if cell.method != "predecessor":
             model = self.runs_folder(self.plan.predecessor(cell.task, cell.seed))
-        words = [sys.executable, *self.script(cell)]
+        words = [PYTHON, *self.script(cell)]
         words += ["--task_name", cell.task, "--data_dir", self.data_dir(cell.task), "--model_name_or_path", model]
         words += ["--output_dir", self.runs_folder(cell), "--do_train", "--do_eval", "--resume", "--save_steps", 0]
         words += ["--max_seq_length", 128, "--max_steps", n_steps]
@@ -280,17 +284,12 @@ class Runner:
 
     def make(self, stage: str, cells: list[Cell]) -> None:
         """Make the runs that are neither done nor failed, and first the predecessors whose weights are not there."""
-        todo = [c for c in dict.fromkeys(cells) if not (self.commands.plan.is_done(c) or c in self.failed)]
-        start_from = {c: self.commands.plan.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
-        missing = [
-            p for p in dict.fromkeys(start_from.values()) if not (self.commands.has_weights(p) or p in self.failed)
-        ]
+        plan, has_weights = self.commands.plan, self.commands.has_weights
+        todo = [c for c in dict.fromkeys(cells) if not (plan.is_done(c) or c in self.failed)]
+        start_from = {c: plan.predecessor(c.task, c.seed) for c in todo if c.method != "predecessor"}
+        missing = [p for p in dict.fromkeys(start_from.values()) if not (has_weights(p) or p in self.failed)]
         if missing:
             print(f"== {stage}: {len(missing)} predecessors to make", flush=True)
-            for predecessor in filter(
-                self.commands.plan.is_done, missing
-            ):  # what is left of them would pass for finished
-                shutil.rmtree(self.commands.runs_folder(predecessor), ignore_errors=True)
             self.make_all(missing)
         for cell, predecessor in start_from.items():
             if predecessor in self.failed:
@@ -322,6 +321,8 @@ class Runner:
 
     def start(self, cell: Cell, device: str | None) -> subprocess.Popen:
         folder = self.commands.runs_folder(cell)
+        if self.commands.plan.record(cell).exists():  # what is left of that run would pass for this one, finished
+            shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "wb") as log:
             # In a session of its own, so that Ctrl-C does not reach it twice.
@@ -398,9 +399,8 @@ class Runner:
         """Seconds of a step, of which ten are made."""
         print(f"Timing ten steps of {task} ...", flush=True)
         folder = self.commands.args.output_dir / "timing"
-        words = self.commands.command(
-            self.commands.plan.first(task, "predecessor", self.commands.args.learning_rates[0])
-        )
+        cell = self.commands.plan.first(task, "predecessor", self.commands.args.learning_rates[0])
+        words = self.commands.command(cell)
         words = [word for word in words if word not in ("--do_eval", "--resume")]
         words += ["--max_steps", "10", "--output_dir", str(folder), "--overwrite_output_dir"]
         env = self.environment(self.devices[0])

@@ -55,8 +55,7 @@ class Run(NamedTuple):
     seed: int
     setting: dict  # the arguments that make the setting
     scores: dict[str, float]  # "last", "best", "predecessor", where there are any: the mean of the metric over dev sets
-    held_out: dict[str, float]  # the same of "last" and "best" on the rows that reproduce.py has kept aside; and of
-    # "module 1", "module 2", ..., where it has judged modules one by one
+    held_out: dict[str, float]  # the same on the rows that reproduce.py has kept aside; perhaps of "module 1", ... too
     loyalty: dict[str, float]  # to the predecessor, after the last step
     steps: int
     seconds: float  # of training

@@ -202,6 +202,13 @@ def test_a_run_from_another_predecessor_or_scored_on_other_rows_is_made_again(ma
     ):
         grid.plan.record(cell).write_text(json.dumps(record | change))
         assert not grid.plan.is_done(cell)
+    # What is left of it would pass for the new run, finished.
+    grid.runs_folder(cell).mkdir(parents=True)
+    (grid.runs_folder(cell) / "run.json").write_text(json.dumps(record))
+    process = reproduce.Runner(grid).start(cell, None)
+    process.kill()
+    process.wait()
+    assert not (grid.runs_folder(cell) / "run.json").exists()
 
 
 @pytest.mark.parametrize("i", [0, 1])
