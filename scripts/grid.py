@@ -221,11 +221,15 @@ class Plan:
         best = [self.best(task, method) for method in replacing for task in self.tasks]
         if "rate" in self.search:
             yield "search: the rate", [at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
-        for name, cells in (("comparison", self.comparison()), ("variants", self.variants())):
-            for seed in self.seeds:
-                yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in self.tasks]
-                made = [cell for cell in cells if seed == self.seeds[0] or cell.method != FIRST_SEED_ONLY]
-                yield f"{name}, seed {seed}", [cell._replace(seed=seed) for cell in made]
+
+        def of_seed(cells: list[Cell], seed: int) -> list[Cell]:
+            return [c._replace(seed=seed) for c in cells if seed == self.seeds[0] or c.method != FIRST_SEED_ONLY]
+
+        for seed in self.seeds:
+            yield f"predecessors, seed {seed}", [self.predecessor(task, seed) for task in self.tasks]
+            yield f"comparison, seed {seed}", of_seed(self.comparison(), seed)
+        for seed in self.seeds:
+            yield f"variants, seed {seed}", of_seed(self.variants(), seed)
 
     def learning_rate_search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
         """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""

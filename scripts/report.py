@@ -312,6 +312,12 @@ def colour(method: str) -> str:
     return GREY if method == "predecessor" else ORANGE if method in CUT else BLUE
 
 
+def style(method: str) -> dict:
+    """Of a method's line, apart from all others' by its marker."""
+    marker = "osv^<>*"[list(COMPARED).index(method)]
+    return {"color": colour(method), "marker": marker, "label": TITLES[method], "alpha": 0.8}
+
+
 def draw_comparison(results: Results, figure) -> None:
     """A panel for each task: each run of each method, and the means."""
     score, judged_on = judged(results)
@@ -334,11 +340,11 @@ def draw_rates(results: Results, figure) -> None:
     (task, found), (score, judged_on) = of_rates(results), judged(results)
     figure.set_size_inches(7, 4)
     axis = figure.subplots()
-    for (name, of), style in zip(found.items(), ("o-", "s--"), strict=True):
+    for (name, of), line in zip(found.items(), ("o-", "s--"), strict=True):
         points = [(rate, np.mean([score(run) for run in runs])) for rate, runs in of.items()]
         if len(points) > 1:
             label = f"learning rate{'' if name == 'fixed' else ' times rate'} fixed"
-            axis.plot(*zip(*points, strict=True), style, color=BLUE, label=label)
+            axis.plot(*zip(*points, strict=True), line, color=BLUE, label=label)
     draw_lines(axis, {name: results.best(task, name) for name in ("predecessor", "linear")}, score)
     axis.set(title=f"{task}, {judged_on}", xlabel="constant replacing rate", xlim=(0, 1.05))
     axis.set_ylabel(f"{results.metric(task)}, %")
@@ -363,7 +369,7 @@ def draw_curves(results: Results, figure) -> None:
             runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
             points = sorted((of[0].steps, np.mean([score(run) for run in of])) for of in runs)
             if points:
-                axis.plot(*zip(*points, strict=True), "o-", color=colour(method), label=TITLES[method], alpha=0.8)
+                axis.plot(*zip(*points, strict=True), **style(method))
         draw_lines(axis, {"predecessor": results.best(task, "predecessor")}, score)
         axis.set(title=f"{task}, {judged_on}", xlabel="steps", xscale="log")
         axis.legend(fontsize=8)
@@ -386,13 +392,13 @@ def draw_speed(results: Results, figure) -> None:
     figure.set_size_inches(7, 4.2)
     axis = figure.subplots()
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
-    for method, marker in zip(dict.fromkeys(method for method, _, _ in found), "osv^<>*", strict=False):
+    for method in dict.fromkeys(method for method, _, _ in found):
         points = [
             (times_as_fast(results, n_layer), mean(percent_kept([columns[i] for i in at], predecessors, score)))
             for name, n_layer, columns in found
             if name == method
         ]
-        axis.plot(*zip(*points, strict=True), f"{marker}-", color=colour(method), label=TITLES[method], alpha=0.8)
+        axis.plot(*zip(*points, strict=True), **style(method))
     axis.set(xlabel="times as fast as the predecessor", ylabel="kept of the predecessor's mean, %")
     axis.set_title(f"{', '.join(tasks[i] for i in at)}, {judged_on}")
     axis.grid(alpha=0.3)
