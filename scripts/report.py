@@ -427,7 +427,8 @@ def filled(text: str, read: Callable[[str], Results]) -> str:
         folder, _, name = match[1].rpartition("/")
         if name not in TABLES:
             raise UserError(f"there is no table {name}; there are {', '.join(TABLES)}")
-        return f"<!-- {match[1]} -->\n{TABLES[name](read(folder))}<!-- /{match[1]} -->"
+        table = TABLES[name](read(folder)) or "No run tells this.\n"
+        return f"<!-- {match[1]} -->\n{table}<!-- /{match[1]} -->"
 
     return re.sub(r"<!-- ([\w/-]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
 

@@ -418,6 +418,7 @@ def test_without_data_training_or_validation_files_there_is_nothing_to_do(tmp_pa
         (["--do_eval", "--train_file", "a.csv"], "need --validation_file"),
         (["--do_eval", "--validation_file", "a.csv", "--test_file", "b.csv"], "--test_file needs --do_train"),
         (["--do_eval", "--task_name", "mrpc"], "--data_dir is missing"),
+        (["--task_name", "mrpc", "--label_column_name", "c"], "--label_column_name is for your own: leave out either"),
     ]:
         with pytest.raises(SystemExit):
             run_glue.parse_args([*fixed, *flags])

@@ -243,6 +243,8 @@ def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path
     told = {name for name, table in report.TABLES.items() if table(found)}
     assert told == {"grid", "held-out", "dev", "as-the-paper", "loyalty", "search"}
     assert list(report.pictures(found)) == ["comparison"]
+    text = report.filled("<!-- depths -->\n<!-- /depths -->\n", lambda folder: found)
+    assert text == "<!-- depths -->\nNo run tells this.\n<!-- /depths -->\n"
     without_linear = Results({c: r for c, r in results.runs.items() if c.method not in ("linear", *grid.VARIANTS)}, {})
     assert not report.variants(without_linear) and report.rates(without_linear) == report.rates(results)
 
