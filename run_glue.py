@@ -91,12 +91,8 @@ SCHEDULES: dict[str, Callable] = {
 # ------------------------------------------------------------------------------------------ arguments
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line, checked as far as it can be without looking at files."""
-    parser = OneLineParser(prog="run_glue.py", description=__doc__)
+def flags_of_task(add: Callable) -> None:
     tasks = [name for name, task in TASKS.items() if task.metrics]
-
-    add = parser.add_argument_group("what to run").add_argument
     add("--task_name", metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
     add("--data_dir", help="folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the model to start from: a folder or a name on the Hub")
@@ -108,7 +104,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite_output_dir", action="store_true", help="replace the run that output_dir holds")
     add("--resume", action="store_true", help="resume the run that output_dir holds, if it holds one")
 
-    add = parser.add_argument_group("your own data, in place of --task_name and --data_dir").add_argument
+
+def flags_of_own_data(add: Callable) -> None:
     add("--train_file", metavar="FILE", help=".csv, .tsv, .json or .jsonl")
     add("--validation_file", metavar="FILE", help="likewise: the dev set")
     add("--test_file", metavar="FILE", help="likewise: texts to predict after training, into predictions.csv")
@@ -121,7 +118,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--do_regression", action="store_true", help="the labels are scores (default: classes)")
     add("--positive_label", metavar="LABEL", help="measure the F1 of this class (default: the mean over the classes)")
 
-    add = parser.add_argument_group("compression (only with --replacing_rate)").add_argument
+
+def flags_of_compression(add: Callable) -> None:
     add("--replacing_rate", type=float, help="constant replacing rate, or the start of the schedule; in (0, 1]")
     add("--scheduler_type", choices=SCHEDULES, default="none", help="none: a constant rate (default: %(default)s)")
     add(
@@ -138,7 +136,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--scc_n_layer", type=at_least(1), help="layers of the successor (default: half of the predecessor's)")
 
-    add = parser.add_argument_group("training").add_argument
+
+def flags_of_training(add: Callable) -> None:
     add("--num_train_epochs", type=above(0), default=20.0, help="default: %(default)s")
     add("--max_steps", type=at_least(-1), default=-1, help="if above 0, train for exactly so many optimiser steps")
     add("--learning_rate", type=at_least(0, float), default=5e-5, help="default: %(default)s")
@@ -163,7 +162,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--save_total_limit", type=at_least(1), help="keep at most so many checkpoint-N (default: all)")
 
-    add = parser.add_argument_group("input").add_argument
+
+def flags_of_input(add: Callable) -> None:
     add("--max_seq_length", type=at_least(4), default=128, help="tokens; longer input is cut (default: %(default)s)")
     add("--max_train_samples", type=at_least(1), metavar="N", help="train on the first N rows (default: all)")
     add("--max_eval_samples", type=at_least(1), metavar="N", help="evaluate on the first N rows (default: all)")
@@ -173,7 +173,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--cache_dir", default="", help="where downloaded models are kept")
     add("--overwrite_cache", action="store_true", help="tokenise anew")
 
-    add = parser.add_argument_group("device").add_argument
+
+def flags_of_device(add: Callable) -> None:
     add("--no_cuda", action="store_true", help="use the CPU even where there are GPUs")
     add("--fp16", action="store_true", help="mixed precision with float16 (GPU)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16")
@@ -183,11 +184,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--deterministic", action="store_true", help="the same weights from the same command on a GPU too; slower")
     add("--no_fast_kernels", action="store_true", help="torch's own operators on a CPU; slower")
 
-    add = parser.add_argument_group("accepted so that published commands run; without effect").add_argument
+
+def flags_of_published_commands(add: Callable) -> None:
     add("--model_type", default="bert", help="the model's config decides")
     add("--fp16_opt_level", help="was for NVIDIA apex")
     add("--local_rank", type=int, default=-1, help="was set by the launcher")
 
+
+FLAGS: dict[str, Callable] = {
+    "what to run": flags_of_task,
+    "your own data, in place of --task_name and --data_dir": flags_of_own_data,
+    "compression (only with --replacing_rate)": flags_of_compression,
+    "training": flags_of_training,
+    "input": flags_of_input,
+    "device": flags_of_device,
+    "accepted so that published commands run; without effect": flags_of_published_commands,
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked as far as it can be without looking at files."""
+    parser = OneLineParser(prog="run_glue.py", description=__doc__)
+    for title, add_flags in FLAGS.items():
+        add_flags(parser.add_argument_group(title).add_argument)
     args = parser.parse_args(argv)
     check_args(parser, args)
     return args
