@@ -3,6 +3,7 @@
 Facts about the files: https://gluebenchmark.com (Wang et al., ICLR 2019), in their classic TSV layout.
 """
 
+import argparse
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,22 @@ def find_task(name: str) -> GlueTask:
     """The task of that name, in any case; KeyError where there is none."""
     name = name.lower()
     return TASKS[_SPELLINGS.get(name, name)]
+
+
+def task_name(text: str) -> str:
+    """An argparse type: the name of a task, in any case."""
+    try:
+        return find_task(text).name
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no task {text!r}; there are {', '.join(TASKS)}") from None
+
+
+def labelled_task(text: str) -> str:
+    """An argparse type: the name of a task that a model can be trained on."""
+    task = TASKS[task_name(text)]
+    if not task.metrics:
+        raise argparse.ArgumentTypeError(f"{task.name} has no labels; the model of {task.predicted_by} predicts it")
+    return task.name
 
 
 def read_examples(task: GlueTask, data_dir: str | Path, split: str) -> Examples:

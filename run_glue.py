@@ -75,7 +75,7 @@ from bert_of_theseus.training import (
     train_batches,
     train_step,
 )
-from glue_processors import TASKS, find_task, read_task
+from glue_processors import TASKS, labelled_task, read_task
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 logger = logging.getLogger("run_glue")
@@ -93,7 +93,7 @@ SCHEDULES: dict[str, Callable] = {
 
 def flags_of_task(add: Callable) -> None:
     tasks = [name for name, task in TASKS.items() if task.metrics]
-    add("--task_name", metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
+    add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
     add("--data_dir", help="folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the model to start from: a folder or a name on the Hub")
     add("--output_dir", required=True, help="where the successor (or the fine-tuned model) and its checkpoints go")
@@ -259,14 +259,6 @@ def check_data_args(parser: OneLineParser, args) -> None:
     for flag in ("task_name", "data_dir"):
         if getattr(args, flag) is None:
             parser.error(f"--{flag} is missing")
-    tasks = [name for name, task in TASKS.items() if task.metrics]
-    try:
-        task = find_task(args.task_name)
-    except KeyError:
-        parser.error(f"--task_name {args.task_name}: there is no such task; there are {', '.join(tasks)}")
-    args.task_name = task.name
-    if not task.metrics:
-        parser.error(f"--task_name {task.name} has no labels; the model of {task.predicted_by} predicts it")
 
 
 def warn_about(args) -> None:

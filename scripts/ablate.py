@@ -7,7 +7,7 @@
   distilled            the same with half of the loss from the predecessor's logits (Hinton et al., 2015: T = 2)
   pretrained-layers    as all-trained, with all weights those of --pretrained_model, and a new head
   falling              the linear schedule backwards in time: from 1 down to --replacing_rate
-  anti-curriculum      one less the rate of the linear schedule (table 6 of the paper): in the end nothing is drawn
+  anti-curriculum      1 minus the rate of the linear schedule (table 6 of the paper): in the end nothing is drawn
   missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
   every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
 
@@ -128,7 +128,7 @@ def falling(args: argparse.Namespace, state: TrainState) -> None:
 
 
 def anti_curriculum(args: argparse.Namespace, state: TrainState) -> None:
-    """The rate is one less that of the linear schedule."""
+    """The rate is 1 minus that of the linear schedule."""
     state.rate_schedule = AntiCurriculumScheduler(state.layers, args.replacing_rate, args.scheduler_linear_k)
 
 

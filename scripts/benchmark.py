@@ -41,7 +41,7 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
-from glue_processors import TASKS, find_task, read_examples
+from glue_processors import TASKS, labelled_task, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = 4  # steps that one way makes before it is another one's turn
@@ -76,7 +76,8 @@ WITHOUT = [
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
-    add("--task_name", required=True, help=f"{', '.join(n for n, task in TASKS.items() if task.metrics)}; in any case")
+    tasks = ", ".join(name for name, task in TASKS.items() if task.metrics)
+    add("--task_name", type=labelled_task, required=True, metavar="TASK", help=f"{tasks}; in any case")
     add("--data_dir", required=True, help="the folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the predecessor: a folder or a name on the Hub")
     add("--scc_n_layer", type=at_least(1), help="layers of the successor (default: half)")
@@ -94,12 +95,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
     add("--memory_of", help=argparse.SUPPRESS)  # how the script calls itself: train this way and print the peak
     args = parser.parse_args(argv)
-    try:
-        args.task_name = find_task(args.task_name).name
-    except KeyError:
-        parser.error(f"--task_name {args.task_name}: there is no such task")
-    if not TASKS[args.task_name].metrics:
-        parser.error(f"--task_name {args.task_name} has no labels to train with")
     if args.replacing_rate > 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
     return args
@@ -110,6 +105,8 @@ def main(args: argparse.Namespace) -> None:
     with one_line_errors("benchmark.py", ModelError, DataError, ValueError):
         if args.against and not (args.against / "run_glue.py").is_file():
             raise UserError(f"--against {args.against} holds no run_glue.py")
+        if args.json:
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         setting = Setting(args)
         if args.memory_of:
             way = next(way for way in ways(args) if way.name == args.memory_of)

@@ -24,7 +24,7 @@ from bert_of_theseus.data.scores import DevSets, comparison
 from bert_of_theseus.data.task import Data, DataError
 from bert_of_theseus.run.command_line import OneLineParser, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.folder import arguments_of
-from glue_processors import TASKS, find_task, read_task
+from glue_processors import TASKS, labelled_task, read_task
 
 N_BATCHED, N_SINGLE = 256, 20  # the first rows of the dev set that each round times in batches and one by one
 
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("predecessor", metavar="PREDECESSOR", help="a fine-tuned model: a folder or a name on the Hub")
     add("successors", metavar="SUCCESSOR", nargs="+", help="a model to compare with it, likewise")
-    add("--task_name", metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
+    add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
     add("--data_dir", help="the folder with the task's dev set")
     add(
         "--validation_file",
@@ -57,10 +57,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("task_name", "data_dir"):
         if getattr(args, flag) is None:
             parser.error(f"--{flag} is missing")
-    try:
-        args.task_name = find_task(args.task_name).name
-    except KeyError:
-        parser.error(f"--task_name {args.task_name}: there is no such task; there are {', '.join(tasks)}")
     return args
 
 

@@ -16,19 +16,19 @@ from summarize import METRICS, Run, read_runs
 from bert_of_theseus.run.command_line import UserError
 
 COMPARED = {
-    "pretrained-layers": "pre-trained model, cut and fine-tuned",
-    "all-trained": "predecessor, cut and fine-tuned",
-    "distilled": "predecessor, cut and distilled",
-    "frozen": "predecessor, cut, layers alone fine-tuned",
-    "constant": "Theseus, constant rate",
-    "linear": "Theseus, linear",
-    "linear-whole": "Theseus, linear, then fine-tuned whole",
+    "pretrained-layers": "cut pre-trained model",
+    "all-trained": "cut predecessor",
+    "distilled": "cut predecessor (distilled)",
+    "frozen": "cut predecessor (layers alone)",
+    "constant": "Theseus (constant rate)",
+    "linear": "Theseus (linear)",
+    "linear-whole": "Theseus (linear, then whole)",
 }
 CUT = ("pretrained-layers", "all-trained", "distilled", "frozen")  # those that replace nothing
 FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
 VARIANTS = {  # of the linear schedule
     "falling": "falling rate",
-    "anti-curriculum": "one less the linear rate",
+    "anti-curriculum": "1 minus the linear rate",
     "missing-gradients": "gradients missing, not zeroed",
     "every-second-layer": "start from every second layer",
 }
@@ -121,9 +121,16 @@ def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
     return sorted((cell for cell in ours if cell.seed == first), key=order)
 
 
-def best_cell(runs: dict[Cell, Run], task: str, method: str) -> Cell | None:
-    """The run of the search with the best dev score after the last step; None where there is none."""
-    return max(searched(runs, task, method), key=lambda cell: runs[cell].scores["last"], default=None)
+def best_cell(runs: dict[Cell, Run], task: str, method: str, first_rate: bool = False) -> Cell | None:
+    """The run of the search with the best dev score after the last step; None where there is none.
+
+    Args:
+        first_rate: of the runs with the rate that is tried first.
+    """
+    cells = searched(runs, task, method)
+    if first_rate:
+        cells = [cell for cell in cells if cell == at_first_rate(cell)]
+    return max(cells, key=lambda cell: runs[cell].scores["last"], default=None)
 
 
 # What is made of a method's best cell. The tables find the runs by the same functions.
@@ -131,6 +138,11 @@ def best_cell(runs: dict[Cell, Run], task: str, method: str) -> Cell | None:
 
 def at_rate(cell: Cell, rate: float) -> Cell:
     return cell._replace(rate=None if cell.method != "constant" and rate == FIRST_RATE else rate)
+
+
+def at_first_rate(cell: Cell) -> Cell:
+    """With the rate with which learning rate and share are searched."""
+    return at_rate(cell, SEARCHED_RATES[cell.method][0]) if cell.method in SEARCHED_RATES else cell
 
 
 def at_equivalent_rate(cell: Cell, rate: float) -> Cell:
@@ -181,7 +193,7 @@ class Plan:
             return False
         record = json.loads(self.record(cell).read_text())
         starts_from = record["arguments"]["model_name_or_path"]
-        return record["held_out_sha256"] == self.aside[cell.task] and (
+        return record.get("held_out_sha256") == self.aside[cell.task] and (
             cell.method == "predecessor" or starts_from.endswith(self.predecessor(cell.task, cell.seed).folder)
         )
 
@@ -189,10 +201,10 @@ class Plan:
         """The run whose model the others of this seed start from."""
         return self.best(task, "predecessor")._replace(seed=seed)
 
-    def best(self, task: str, method: str) -> Cell:
-        """The best cell of the search so far; before the search has begun, a guess, from which the plan is made."""
+    def best(self, task: str, method: str, first_rate: bool = False) -> Cell:
+        """The `best_cell` so far; before the search has begun, a guess, from which the plan is made."""
         ladder = self.learning_rates
-        found = best_cell(read_results(self.results / task / method).runs, task, method)
+        found = best_cell(read_results(self.results / task / method).runs, task, method, first_rate)
         if found is None:  # the search will need as many runs as if the higher one of the middle two were the best
             middle = min(len(ladder) - 1, (len(ladder) + 1) // 2)
             return self.first(task, method, ladder[middle])
@@ -202,10 +214,8 @@ class Plan:
 
     def first(self, task: str, method: str, learning_rate: str) -> Cell:
         """The cell in which a learning rate of the search is tried."""
-        cell = Cell(task, method, self.seeds[0], learning_rate)
-        if method not in SEARCHED_RATES:
-            return cell
-        return at_rate(cell._replace(share=FIRST_SHARE), SEARCHED_RATES[method][0])
+        share = FIRST_SHARE if method in SEARCHED_RATES else None
+        return at_first_rate(Cell(task, method, self.seeds[0], learning_rate, share))
 
     def compared(self) -> list[str]:
         return [method for method in COMPARED if method in self.methods]
@@ -215,7 +225,7 @@ class Plan:
         yield from self.learning_rate_search(["predecessor"])
         yield from self.learning_rate_search(self.compared())
         replacing = [method for method in SEARCHED_RATES if method in self.methods]
-        best = [self.best(task, method) for method in replacing for task in self.tasks]
+        best = [self.best(task, method, first_rate=True) for method in replacing for task in self.tasks]
         if "share" in self.search:
             yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
         best = [self.best(task, method) for method in replacing for task in self.tasks]

@@ -36,7 +36,7 @@ from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import whole_file, write_whole
 from bert_of_theseus.run.folder import BEST, arguments_of, read_record
-from glue_processors import TASKS, GlueTask, find_task, read_examples
+from glue_processors import TASKS, GlueTask, find_task, read_examples, task_name
 
 logger = logging.getLogger("predict_glue")
 
@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME[,NAME]",
         help="one file: columns of the texts (default: those of the training; else sentence, or sentence1,sentence2)",
     )
-    add("--task_name", metavar="TASK", help=f"one task: {', '.join(TASKS)}; in any case")
+    add("--task_name", type=task_name, metavar="TASK", help=f"one task: {', '.join(TASKS)}; in any case")
     add("--runs_dir", type=Path, help="all tasks: a folder of runs, one a task, told by its run.json or its name")
     add("--data_dir", type=Path, help="one task: the folder with its test file; all tasks: the folder of those folders")
     add("--output_dir", type=Path, help="where the predictions go")
@@ -88,10 +88,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in needed:
         if getattr(args, name) is None:
             parser.error(f"--{name} is missing")
-    try:
-        args.task_name = args.task_name and find_task(args.task_name).name
-    except KeyError:
-        parser.error(f"--task_name {args.task_name}: there is no such task; there are {', '.join(TASKS)}")
     return args
 
 

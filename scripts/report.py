@@ -98,9 +98,14 @@ def difference(
 
 
 def by_column(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], *scores: Score) -> list[str]:
-    """The `difference` in each column, and that of the means over the columns."""
+    """The `difference` in each column, and of several that of the means over them."""
     alone = [difference([one], [two], *scores) for one, two in zip(ours, others, strict=True)]
-    return [*alone, difference(ours, others, *scores)]
+    return [*alone, difference(ours, others, *scores)] if len(ours) > 1 else alone
+
+
+def and_mean(tasks: Sequence[str]) -> list[str]:
+    """The heads of the columns of `by_column`."""
+    return [*tasks, "mean"] if len(tasks) > 1 else list(tasks)
 
 
 def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score) -> np.ndarray:
@@ -114,7 +119,8 @@ def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[
 
 def what_was_run(results: Results) -> str:
     """What was run."""
-    runs, hours = results.runs, sum(run.seconds for run in results.runs.values()) / 3600
+    runs = {cell: run for cell, run in results.runs.items() if cell.task in results.tasks()}
+    hours = sum(run.seconds for run in runs.values()) / 3600
     steps = {task: {run.steps for cell, run in runs.items() if cell.task == task} for task in results.tasks()}
     of_steps = ", ".join(f"{'/'.join(map(str, sorted(counts)))} steps on {task}" for task, counts in steps.items())
     setting = next(iter(runs.values())).setting
@@ -128,13 +134,15 @@ def what_was_run(results: Results) -> str:
 def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str] = spread) -> str:
     """The paper's table 2, with what is kept of the mean and the mean of what is kept."""
     tasks = results.tasks()
-    rows = [["", *(f"{task}, {results.metric(task)}" for task in tasks), "mean", "kept of the mean, %", "seeds"]]
+    heads = and_mean([f"{task}, {results.metric(task)}" for task in tasks])
+    rows = [["", *heads, "kept, %" if len(tasks) == 1 else "kept of the mean, %", "seeds"]]
     predecessors = [results.best(task, "predecessor") for task in tasks]
     for method in ("predecessor", *results.compared()):
         ours = [results.best(task, method) for task in tasks]
         values = by_seed(ours, score)
         row = [TITLES[method], *(show(np.array([score(run) for run in runs])) for runs in ours)]
-        row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
+        if len(tasks) > 1:
+            row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
         row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score)))
         rows.append([*row, str(len(values))])
     return markdown(rows)
@@ -152,10 +160,10 @@ def differences(results: Results) -> str:
     replacing = [method for method in compared if method not in CUT]
     pairs = [(ours, other) for ours in replacing for other in compared if other in CUT]
     pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
-    rows = [[judged_on, *tasks, "mean"]]
+    rows = [[judged_on, *and_mean(tasks)]]
     for ours, other in pairs:
         a, b = ([results.best(task, method) for task in tasks] for method in (ours, other))
-        rows.append([f"{TITLES[ours]} less {TITLES[other]}", *by_column(a, b, score)])
+        rows.append([f"{TITLES[ours]} minus {TITLES[other]}", *by_column(a, b, score)])
     return markdown(rows) if pairs else ""
 
 
@@ -163,7 +171,7 @@ def variants(results: Results) -> str:
     """What each variant is ahead of the linear schedule; over the seeds that both have."""
     tasks, (score, judged_on) = results.tasks(), judged(results)
     linear = [results.best(task, "linear") for task in tasks]
-    rows = [[f"less linear; {judged_on}", *tasks, "mean"]]
+    rows = [[f"minus linear; {judged_on}", *and_mean(tasks)]]
     for method in VARIANTS:
         cells = [best_cell(results.runs, task, "linear") for task in tasks]
         ours = [results.of(cell and cell._replace(method=method)) for cell in cells]
@@ -177,7 +185,7 @@ def modules(results: Results) -> str:
     best = [best_cell(results.runs, task, "constant") for task in tasks]
     ours = [results.of(cell and never_alone(cell)) for cell in best]
     predecessors = [results.best(task, "predecessor") for task in tasks]
-    rows = [["less the predecessor; rows kept aside", *tasks, "mean"]]
+    rows = [["minus the predecessor; rows kept aside", *and_mean(tasks)]]
     names = {name: int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "}
     for name in sorted(names, key=names.get):
         rows.append([f"{name} alone", *by_column(ours, predecessors, partial(aside, which=name), aside)])
@@ -246,7 +254,7 @@ def search(results: Results) -> str:
         for rate, share in sorted({(cell.rate or FIRST_RATE, cell.share or 0) for cell in cells}):
             ours = [cell for cell in cells if (cell.rate or FIRST_RATE, cell.share or 0) == (rate, share)]
             found = {(cell.task, cell.learning_rate): cell for cell in ours}
-            start = f" {rate:g}" if method == "constant" else f", from {rate:g}"
+            start = f", at {rate:g}" if method == "constant" else f", from {rate:g}"
             row = [TITLES[method] + (f"{start}, 1 after {share:g}" if share else "")]
             for cell in map(found.get, columns):
                 text = f"{on_dev(results.runs[cell]):.1f}" if cell else "-"

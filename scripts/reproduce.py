@@ -43,7 +43,7 @@ from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import BEST
-from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_examples
+from glue_processors import TASKS, GlueTask, find_task, labelled_task, read_dev_sets, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable.removeprefix(f"{ROOT}/")  # relative where it can be, since it is in every record
@@ -79,11 +79,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lengths", default="", help="more numbers of steps, parted by spaces")
     add("--search", default=" ".join(SEARCHED), help="what is searched (default: %(default)s)")
     add("--learning_rates", required=True, help="those to search, parted by spaces: from the middle two outwards")
-    add("--num_train_epochs", type=above(0), required=True, help="of every method")
-    add("--predecessor_epochs", type=above(0), help="of the predecessors (default: num_train_epochs)")
+    add("--num_train_epochs", type=above(0), default=4.0, help="of every method (default: %(default)s)")
+    add("--predecessor_epochs", type=above(0), default=4.0, help="of the predecessors (default: %(default)s)")
     add("--max_steps", type=at_least(1), help="steps of a run at most (default: those of its epochs)")
-    add("--n_evaluations", type=at_least(1), default=1, help="of a successor, evenly spread (default: %(default)s)")
-    add("--batch_size", type=at_least(1), required=True, help="of every method")
+    add("--n_evaluations", type=at_least(1), default=5, help="of a successor, evenly spread (default: %(default)s)")
+    add("--batch_size", type=at_least(1), default=32, help="of every method (default: %(default)s)")
     add("--rate_task", default="", help="on which constant rates are tried (default: STS-B, or the first task)")
     add("--variant_tasks", default="", help="on which variants, depths and lengths are tried (default: all)")
     add("--jobs", type=at_least(1), help="runs at a time (default: one on each GPU; one where there is none)")
@@ -91,26 +91,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry_run", action="store_true", help="print the estimate and the commands, and start none of them")
     args = parser.parse_args(argv[:end])
     args.extra = argv[end + 1 :]
-    args.predecessor_epochs = args.predecessor_epochs or args.num_train_epochs
 
     def folders(names: str) -> list[str]:
-        tasks = [find_task(name) for name in dict.fromkeys(names.split())]
-        return [task.folder for task in tasks if task.metrics]
+        return [find_task(labelled_task(name)).folder for name in dict.fromkeys(names.split())]
 
     try:
         args.tasks = PAPER_TASKS if args.tasks == "all" else folders(args.tasks)
         args.variant_tasks = folders(args.variant_tasks) or args.tasks
-        (args.rate_task,) = folders(args.rate_task) or ["STS-B" if "STS-B" in args.tasks else args.tasks[0]]
+        rate_tasks = folders(args.rate_task) or [*{"STS-B"} & {*args.tasks}, *args.tasks][:1]
         for name in ("seeds", "depths", "lengths"):
             setattr(args, name, sorted({int(number) for number in getattr(args, name).split()}))
         args.learning_rates = sorted(set(args.learning_rates.split()), key=float)
-    except (KeyError, ValueError, IndexError) as error:
-        parser.error(f"tasks of GLUE, whole numbers as seeds, depths, lengths, numbers as learning rates: not {error}")
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    except ValueError as error:
+        parser.error(f"whole numbers as seeds, depths and lengths, numbers as learning rates: not {error}")
     args.methods, args.search = args.methods.split(), args.search.split()
     check_methods(parser, args)
-    unknown = {args.rate_task, *args.variant_tasks} - set(args.tasks)
-    if unknown or not args.tasks or not args.seeds or not args.learning_rates:
-        parser.error("name a task, a seed and a learning rate; --rate_task and --variant_tasks are some of --tasks")
+    unknown = {*rate_tasks, *args.variant_tasks} - set(args.tasks)
+    if unknown or len(rate_tasks) != 1 or not args.seeds or not args.learning_rates:
+        parser.error("name a task, a seed and a learning rate; --rate_task is one of --tasks, --variant_tasks are some")
+    args.rate_task = rate_tasks[0]
     fixed = FIXED & {word.split("=")[0] for word in args.extra}
     if fixed:
         parser.error(f"{' '.join(sorted(fixed))} after --: the grid sets that")
@@ -215,6 +216,9 @@ class Commands:
         return next(iter(read_dev_sets(self.task(task), self.held_out_dir(task)).values())).sha256
 
     def n_steps(self, cell: Cell) -> int:
+        if cell.method == "pretrained-layers":  # as many as the other methods and their predecessors have together
+            others = cell._replace(method="all-trained")
+            return self.n_steps(others) + self.n_steps(cell._replace(method="predecessor", n_steps=None))
         epochs = self.args.predecessor_epochs if cell.method == "predecessor" else self.args.num_train_epochs
         n_steps = max(1, int(self.steps_an_epoch[cell.task] * epochs + 1e-9))
         return cell.n_steps or min(n_steps, self.args.max_steps or n_steps)
@@ -260,8 +264,8 @@ class Commands:
         if cell.method in ("constant", *MORE):
             return ["--replacing_rate", f"{cell.rate:g}", "--steps_for_replacing", n_replacing]
         start = cell.rate or FIRST_RATE
-        words = ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear"]
-        words += ["--scheduler_linear_k", f"{(1 - start) / n_replacing:.6g}"]
+        slope = (1 - start) / n_replacing * (1 + 1e-12)  # or rounding could keep the rate below 1 for a step more
+        words = ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear", "--scheduler_linear_k", slope]
         return words + (["--finetune_whole_successor"] if cell.method == "linear-whole" else [])
 
 
@@ -481,6 +485,7 @@ def main() -> None:
         runner.listen()
         make_all(plan, runner)
         if read_results(args.output_dir / "results").runs:
+            (args.output_dir / "results.md").unlink(missing_ok=True)  # a new one has all tables and pictures
             print(fill_in(args.output_dir / "results.md", args.output_dir / "results"), end="")
         if runner.failed:  # a learning rate of the search may have been too high for a method
             raise UserError(f"{len(runner.failed)} runs failed: {'; '.join(dict.fromkeys(runner.failed.values()))}")

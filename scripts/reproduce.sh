@@ -66,18 +66,17 @@ output_dir=$(from_root "$output_dir")
 cd "$root"
 
 make_environment matplotlib
-defaults=(--num_train_epochs 4 --predecessor_epochs 4 --batch_size 32 --n_evaluations 5)
-if [ -z "$model" ]; then
-  find_minilm
-  defaults+=(--learning_rates "5e-5 1e-4 2e-4 4e-4" --num_train_epochs 6 --max_steps 1000)
-else
-  [ "$model" != mpnet ] || find_mpnet
-  defaults+=(--learning_rates "1e-5 2e-5 5e-5 1e-4")
-fi
+defaults=(--learning_rates "1e-5 2e-5 5e-5 1e-4")
+case $model in
+  '')
+    find_minilm
+    defaults=(--learning_rates "5e-5 1e-4 2e-4 4e-4" --num_train_epochs 6 --max_steps 1000)
+    ;;
+  mpnet) find_mpnet ;;
+esac
 if [ -z "${GLUE_DIR-}" ]; then
   say "Data: GLUE"
   GLUE_DIR=$output_dir/glue_data
-  [ "$tasks" != all ] || tasks="CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B"
   "$python" scripts/download_glue.py "$GLUE_DIR" --tasks $tasks || die "set GLUE_DIR to where the data are"
 fi
 

@@ -101,7 +101,7 @@ def read_run(path: Path) -> Run:
             seconds=record["training_seconds"],
             made_with=", ".join([*made_with, f"commit {commit[:10]}{commit[40:]}"]),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of a run of run_glue.py ({type(error).__name__}: {error})") from error
 
 
@@ -162,7 +162,7 @@ NOTES = """
 best one. Std is the standard deviation (n - 1) over the seeds; kept is per cent of the predecessor's score. The best
 step was chosen on the same dev set, so its score is optimistic; the last step's is not. A task's best setting has the
 best mean after the last step. It was chosen on the dev set too, so its score is the more optimistic the more settings
-there are. Loyalty is to the predecessor, after the last step: how often both give a row the same label; one less the
+there are. Loyalty is to the predecessor, after the last step: how often both give a row the same label; 1 minus the
 square root of the Jensen-Shannon divergence of their probabilities; and the correlation of scores.
 Made with {made_with}.
 """
@@ -248,9 +248,14 @@ COLOURS = (ORANGE, BLUE, "#009e73", "#cc79a7")
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
 
+def of_schedules(settings: list[Setting]) -> list[Setting]:
+    """Those of a replacing rate, without the variants."""
+    return [s for s in settings if s[0].schedule != "fine-tuning" and not s[0].setting["variant"]]
+
+
 def draw_replacing_rates(settings: list[Setting], figure) -> None:
     """A panel for each task: the score after the last step, of the best setting at each replacing rate."""
-    settings = [s for s in settings if s[0].schedule != "fine-tuning" and not s[0].setting["variant"]]
+    settings = of_schedules(settings)
     tasks = sorted({setting[0].task for setting in settings})
     schedules = sorted({setting[0].schedule for setting in settings})
     n_columns = min(len(tasks), 3)
@@ -334,7 +339,7 @@ def summarize(runs_dir: Path, output_dir: Path, drawn: Path | None) -> None:
     run = read_run(drawn / "run.json") if drawn else next(iter(best_settings(settings).values()))[0]
     files = {"summary.md": as_markdown(rows) + notes, "summary.csv": as_csv(rows)}
     pictures = {}
-    if any(setting[0].schedule != "fine-tuning" for setting in settings):
+    if of_schedules(settings):
         pictures["summary_replacing_rate.png"] = partial(draw_replacing_rates, settings)
     if (run.folder / "log.jsonl").exists():
         pictures["summary_run.png"] = partial(draw_run, run)

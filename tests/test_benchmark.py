@@ -64,4 +64,4 @@ def test_the_release_s_way_is_the_same_step_but_for_what_it_wastes(tmp_path):
 def test_a_bad_task_is_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark.parse_args(["--task_name", "ax", "--data_dir", "d", "--model_name_or_path", "m"])
-    assert "--task_name ax has no labels" in capsys.readouterr().err
+    assert "--task_name: ax has no labels" in capsys.readouterr().err

@@ -76,8 +76,8 @@ def test_speed_is_the_median_of_the_rounds_after_the_first(monkeypatch):
     ("task", "model", "status", "reason"),
     [
         ("mrpc", "nowhere/at/all", 1, "nowhere/at/all: no such folder"),
-        ("squad", "", 2, "--task_name squad: there is no such task"),
-        ("ax", "", 1, "ax has no dev file"),
+        ("squad", "", 2, "--task_name: there is no task 'squad'; there are cola"),
+        ("ax", "", 2, "ax has no labels"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(capsys, bert_folder, tmp_path, task, model, status, reason):

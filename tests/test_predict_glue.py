@@ -194,7 +194,7 @@ ONE_TASK = ["--model_name_or_path", "./m", "--task_name", "rte", "--data_dir", "
         (["--runs_dir", "r", "--data_dir", "d"], "--output_dir is missing"),
         (["--runs_dir", "r", *ONE_TASK], "--runs_dir is for all tasks"),
         (["--runs_dir", "r", *ONE_TASK[4:]], "--runs_dir r: no such folder"),
-        ([*ONE_TASK, "--task_name", "squad"], "--task_name squad: there is no such task"),
+        ([*ONE_TASK, "--task_name", "squad"], "--task_name: there is no task 'squad'; there are cola"),
         (ONE_TASK, "d/test.tsv: no such file"),
         (["--check", "nowhere.zip"], "nowhere.zip: no such file"),
         (["--check", __file__], "is no zip that can be read"),

@@ -119,7 +119,7 @@ def test_the_comparison_has_what_is_kept_of_the_mean_on_the_rows_kept_aside(fold
     ours, theirs = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "predecessor/lr1e-4")
     rows = cells_of(report.TABLES["held-out"](results))
     kept = 100 * ours.mean(0) / theirs.mean(0)
-    assert rows["Theseus, linear"] == [*map(shown, ours), shown(ours.mean(0)), shown(kept), "3"]
+    assert rows["Theseus (linear)"] == [*map(shown, ours), shown(ours.mean(0)), shown(kept), "3"]
     assert rows["predecessor"] == [*map(shown, theirs), shown(theirs.mean(0)), "-", "3"]
 
 
@@ -128,17 +128,17 @@ def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(fol
     theirs = of_method(folder, "predecessor/lr1e-4", "last")  # which has no best step
     rows = cells_of(report.TABLES["as-the-paper"](results))
     expected = [*best, best.mean(0), 100 * best.mean(0) / theirs.mean(0)]
-    assert rows["Theseus, linear"] == [*(f"{np.median(values):.1f}" for values in expected), "3"]
+    assert rows["Theseus (linear)"] == [*(f"{np.median(values):.1f}" for values in expected), "3"]
     last = of_method(folder, "linear/lr1e-4-by0.5", "last")
-    assert cells_of(report.TABLES["dev"](results))["Theseus, linear"][:2] == [*map(shown, last)]
+    assert cells_of(report.TABLES["dev"](results))["Theseus (linear)"][:2] == [*map(shown, last)]
 
 
 def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, results):
     a, b = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "all-trained/lr1e-4")
     rows = cells_of(report.differences(results))
     expected = [*map(with_error, a - b), with_error((a - b).mean(0))]
-    assert rows["Theseus, linear less predecessor, cut and fine-tuned"] == expected
-    assert "predecessor, cut and distilled less predecessor, cut and fine-tuned" not in rows
+    assert rows["Theseus (linear) minus cut predecessor"] == expected
+    assert "cut predecessor (distilled) minus cut predecessor" not in rows
     falling = of_method(folder, "falling/lr1e-4-by0.5")
     assert cells_of(report.variants(results))["falling rate"] == [
         *map(with_error, falling - a),
@@ -154,11 +154,11 @@ def test_seeds_that_one_side_lacks_are_left_out(results):
     runs = {c: run for c, run in results.runs.items() if not (c.method == "linear" and c.seed == 44)}
     fewer = Results(runs, {})
     rows = cells_of(report.TABLES["held-out"](fewer))
-    assert (rows["Theseus, linear"][-1], rows["predecessor"][-1]) == ("2", "3")
+    assert (rows["Theseus (linear)"][-1], rows["predecessor"][-1]) == ("2", "3")
     (row,) = [
         r
         for name, r in cells_of(report.differences(fewer)).items()
-        if name == "Theseus, linear less predecessor, cut and distilled"
+        if name == "Theseus (linear) minus cut predecessor (distilled)"
     ]
     a, b = ([run for run in fewer.best("CoLA", method) if run.seed != 44] for method in ("linear", "distilled"))
     values = np.array([report.aside(x) - report.aside(y) for x, y in zip(a, b, strict=True)])
@@ -174,10 +174,10 @@ def test_every_run_of_the_search_is_shown_and_the_chosen_one_is_bold(folder, res
             ("constant", folder / "CoLA/constant/rate0.5-lr1e-4-by0.5-seed42/run.json"),
         )
     }
-    assert rows["Theseus, linear, from 0.3, 1 after 0.5"][:2] == [f"**{100 * first['linear']:.1f}**", "50.0"]
-    assert rows["Theseus, linear, from 0.3, 1 after 0.25"][:2] == ["50.0", "-"]
-    assert rows["Theseus, constant rate 0.7, 1 after 0.5"][0] == "50.0"
-    assert rows["Theseus, linear, from 0.1, 1 after 0.5"][2] == "50.0"
+    assert rows["Theseus (linear), from 0.3, 1 after 0.5"][:2] == [f"**{100 * first['linear']:.1f}**", "50.0"]
+    assert rows["Theseus (linear), from 0.3, 1 after 0.25"][:2] == ["50.0", "-"]
+    assert rows["Theseus (constant rate), at 0.7, 1 after 0.5"][0] == "50.0"
+    assert rows["Theseus (linear), from 0.1, 1 after 0.5"][2] == "50.0"
 
 
 def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, results):
@@ -193,13 +193,13 @@ def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, re
 
 def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, results):
     table = report.depths(results).splitlines()
-    ours = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if "Theseus, linear " in line]
+    ours = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if "Theseus (linear) " in line]
     assert [row[1] for row in ours] == ["half", "2", "1"]
     scores = of_method(folder, "linear/lr1e-4-by0.5-layers2")
     kept = 100 * scores.mean(0) / of_method(folder, "predecessor/lr1e-4").mean(0)
     assert ours[1][2:] == [*map(shown, scores), shown(kept), "3"]
     long = recorded(folder, "CoLA/linear/lr1e-4-by0.5-steps200")
-    lines = [line for line in report.lengths(results).splitlines() if "Theseus, linear " in line]
+    lines = [line for line in report.lengths(results).splitlines() if "Theseus (linear) " in line]
     assert [shown(long) in line for line in lines] == [False, False, True]
 
 

@@ -28,7 +28,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 def flags(folder: Path, *more: str) -> list[str]:
     fixed = ["--model", folder / "model", "--glue_dir", folder, "--output_dir", folder / "out", "--seeds", "1 2"]
     fixed += ["--learning_rates", "5e-4 1e-3 2e-3 4e-3", "--num_train_epochs", 1, "--batch_size", 4]
-    fixed += ["--depths", 1, "--lengths", 3]
+    fixed += ["--predecessor_epochs", 1, "--n_evaluations", 1, "--depths", 1, "--lengths", 3]
     return [str(word) for word in [*fixed, "--tasks", "sts-b", *more, "--", "--no_cuda"]]
 
 
@@ -47,9 +47,14 @@ def parsed(grid: reproduce.Commands, cell: Cell):
 
 
 def score(cell: Cell) -> float:
-    """The method's best rate and share differ: predecessors' is the lowest, the linear schedule's the highest."""
+    """The method's best learning rate differs: predecessors' is the lowest, the linear schedule's the highest.
+
+    The best share is a quarter, and the best replacing rate the last one that is tried.
+    """
     best = {"predecessor": 5e-4, "linear": 4e-3}.get(cell.method, 1e-3)
-    return 0.8 - 10 * abs(float(cell.learning_rate) - best) + 0.01 * (cell.share == 0.25) + 0.001 * cell.seed
+    rate = {"constant": 0.7, "linear": 0.5, "linear-whole": 0.5}.get(cell.method, 0)
+    score = 0.8 - 10 * abs(float(cell.learning_rate) - best) + 0.01 * (cell.share == 0.25) + 0.001 * cell.seed
+    return score + 0.002 * (cell.rate == rate)
 
 
 def write_record(grid: reproduce.Commands, cell: Cell) -> None:
@@ -80,6 +85,13 @@ def made(tmp_path):
             if not grid.plan.is_done(cell):
                 write_record(grid, cell)
     return args, grid, stages
+
+
+def test_nothing_is_left_of_a_finished_grid(made):
+    """Also where the search of the rate found a better one than that with which the share was searched."""
+    _, grid, stages = made
+    assert grid.plan.best("STS-B", "linear").rate == 0.5 and grid.plan.best("STS-B", "constant").rate == 0.7
+    assert list(grid.plan.stages()) == stages
 
 
 def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
@@ -116,7 +128,7 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     assert depths == [(method, "4e-3" if method == "linear" else "1e-3", 1) for method in again]
     lengths = [(cell.method, cell.n_steps, grid.n_steps(cell)) for cell in others if cell.n_steps]
     assert lengths == [(method, 3, 3) for method in again]
-    rates = [round(0.1 * i, 1) for i in range(1, 11) if 0.1 * i != best.rate]  # which the comparison has
+    rates = [i / 10 for i in range(1, 11) if i / 10 != best.rate]  # which the comparison has
     assert [c.rate for c in others if c.method == "constant" and not (c.n_layer or c.n_steps)] == rates
     equivalent = [cell for cell in others if cell.method == "equivalent-rates"]
     assert [cell.rate for cell in equivalent] == rates
@@ -136,6 +148,8 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
     for cell in {cell for _, cells in stages for cell in cells}:
         args = parsed(grid, cell)
         n_steps = cell.n_steps or 2  # of 4 rows each, which is once through 8 rows of the 16
+        if cell.method == "pretrained-layers":  # those of its predecessor as well, which it does not start from
+            n_steps += 2
         assert (args.max_steps, args.per_gpu_train_batch_size, args.seed) == (n_steps, 4, cell.seed)
         assert args.scc_n_layer == cell.n_layer
         assert args.data_dir == str(grid.data_dir("STS-B"))
@@ -259,7 +273,7 @@ def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made)
     }
     assert done.returncode == 1 and "1 runs failed" in done.stderr and "is a file" in done.stderr.splitlines()[-1]
     document = (args.output_dir / "results.md").read_text()
-    assert document in done.stdout and "| Theseus, linear " in document
+    assert document in done.stdout and "| Theseus (linear) " in document
 
 
 def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
@@ -269,8 +283,9 @@ def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
     with pytest.raises(SystemExit, match=r"holds another grid.*batch_size was 8, is 4"):
         reproduce.main()
     for words, message in (
-        (["--tasks", "sst"], "'sst'"),
-        (["--tasks", "ax"], "task"),
+        (["--tasks", "sst"], "there is no task 'sst'"),
+        (["--tasks", "mrpc ax"], "ax has no labels"),
+        (["--tasks", ""], "name a task"),
         (["--seeds", "one"], "'one'"),
         (["--search", "rate"], "--search rate"),
         (["--search", "learning_rate"], "constant-rates"),
@@ -278,6 +293,7 @@ def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
         (["--methods", "linear one-module"], "one-module: it has the setting that is best for constant"),
         (["--depths", "0"], "at least 1"),
         (["--rate_task", "mrpc"], "--rate_task"),
+        (["--rate_task", "sts-b sts-b mrpc"], "--rate_task"),
         (["--", "--seed=3"], "--seed after --"),
     ):
         with pytest.raises(SystemExit):

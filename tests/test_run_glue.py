@@ -561,7 +561,7 @@ COMPRESS = [*TRAIN, "--replacing_rate", 0.5, "--steps_for_replacing", 1]
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--task_name", "snli", *TRAIN], "--task_name snli: there is no such task; there are cola, sst-2"),
+        (["--task_name", "snli", *TRAIN], "--task_name: there is no task 'snli'; there are cola, sst-2"),
         (["--task_name", "ax", *TRAIN], "--task_name ax"),
         ([], "nothing to do"),
         (["--do_train", "--scheduler_type", "linear"], "--scheduler_type is for compression: give"),

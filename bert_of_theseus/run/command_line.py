@@ -45,8 +45,10 @@ def _number(kind: type, fits, words: str):
     return parse
 
 
-# Errors of the system that a user can mend: no room, no permission, a reader of the output that has gone.
+# Errors of the system that a user can mend: no room, no permission, a reader of the output that has gone, a file where
+# a folder should be or the other way round.
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPIPE}
+MENDABLE |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextmanager
