@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 from conftest import BAD, GOOD, OTHER, save_roberta, write_glue
@@ -525,6 +526,23 @@ def test_the_command_compresses_the_family_and_gives_it_the_inputs_it_takes(name
     # In batches with padding it scored as transformers alone scores its folder row by row.
     results = json.loads((output / "run.json").read_text())["last"]["metrics"]
     assert results == pytest.approx(score_again(output, data, "mrpc"))
+
+
+def test_deberta_v3_is_loaded_as_it_is_published_with_a_sentencepiece_model_alone(tmp_path):
+    tokens = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    tokens |= {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "vocab_size": 28, "minloglevel": 2}
+    sentences = [f"{word} is {other}" for word in GOOD for other in BAD]
+    folder = tmp_path / "predecessor"
+    make("deberta-v3", pad_token_id=0).save_pretrained(folder)
+    train = sentencepiece.SentencePieceTrainer.train
+    train(sentence_iterator=iter(sentences), model_prefix=str(folder / "spm"), **tokens)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    tokenizer = load_classifier(str(folder), ("0", "1"), max_seq_length=32).tokenizer
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+    assert tokenizer(sentences[0], sentences[-1])["input_ids"] == [
+        *(1, *pieces.encode(sentences[0]), 2),
+        *(*pieces.encode(sentences[-1]), 2),
+    ]
 
 
 def save_as_in_2020(folder: Path, gamma_and_beta: bool) -> Path:

@@ -60,7 +60,7 @@ def compute_loyalty(task: Task, logits: np.ndarray, predecessor: np.ndarray) -> 
 
     Returns:
         `label_loyalty`, the share of rows with the same label, and `probability_loyalty`, the mean over the rows of
-        one less the square root of the Jensen-Shannon divergence to base 2 (Xu et al., "Beyond Preserved Accuracy",
+        1 minus the square root of the Jensen-Shannon divergence to base 2 (Xu et al., "Beyond Preserved Accuracy",
         EMNLP 2021); of scores `score_correlation`, Pearson's.
     """
     if not task.labels:
