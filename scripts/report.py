@@ -327,11 +327,11 @@ def style(method: str) -> dict:
 
 
 def draw_comparison(results: Results, figure) -> None:
-    """A panel for each task: each run of each method, and the means."""
+    """A panel for each task: each run of each method, and the means. A point is as wide in all panels."""
     score, judged_on = judged(results)
     tasks, methods = results.tasks(), ("predecessor", *results.compared())
     figure.set_size_inches(2.6 * len(tasks) + 2.6, 1 + 0.45 * len(methods))
-    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False).flat
+    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axis, task in zip(axes, tasks, strict=True):
         for y, method in enumerate(methods):
             values = np.array([score(run) for run in results.best(task, method)])
@@ -339,6 +339,10 @@ def draw_comparison(results: Results, figure) -> None:
             axis.plot(mean(values), y, "|", color=colour(method), markersize=22, markeredgewidth=2.5)
         axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + f",\n{judged_on}")
         axis.grid(axis="x", alpha=0.3)
+    ends = np.array([axis.get_xlim() for axis in axes])
+    half = np.ptp(ends, axis=1).max() / 2
+    for axis, middle in zip(axes, ends.mean(axis=1), strict=True):
+        axis.set_xlim(middle - half, middle + half)
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
 
