@@ -530,7 +530,8 @@ def test_what_a_new_run_replaces_counts_as_free(tmp_path):
 
 
 def test_errors_that_a_user_can_mend_are_one_line_and_others_keep_their_traceback(tmp_path):
-    for error in (UserError("no\nsuch"), OSError(errno.ENOSPC, "full"), KeyError("of this kind")):
+    in_the_way = FileExistsError(errno.EEXIST, "a file where a folder should be")
+    for error in (UserError("no\nsuch"), OSError(errno.ENOSPC, "full"), in_the_way, KeyError("of this kind")):
         with pytest.raises(SystemExit) as end, one_line_errors("prog", KeyError):
             raise error
         assert end.value.code.startswith("prog: error: ") and "\n" not in end.value.code
