@@ -245,7 +245,7 @@ def test_one_module_of_the_successor_stands_in_for_its_own(tmp_path, i):
 
 def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made):
     args, grid, stages = made
-    missing = Cell("STS-B", "falling", 2, "4e-3", 0.25)
+    missing = Cell("STS-B", "falling", 2, "4e-3", 0.25, 0.5)
     failing = Cell("STS-B", "pretrained-layers", 1, "5e-4")
     for cell in (missing, failing):
         grid.plan.record(cell).unlink()

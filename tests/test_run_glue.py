@@ -562,7 +562,7 @@ COMPRESS = [*TRAIN, "--replacing_rate", 0.5, "--steps_for_replacing", 1]
     ("flags", "reason"),
     [
         (["--task_name", "snli", *TRAIN], "--task_name: there is no task 'snli'; there are cola, sst-2"),
-        (["--task_name", "ax", *TRAIN], "--task_name ax"),
+        (["--task_name", "ax", *TRAIN], "--task_name: ax has no labels; the model of mnli predicts it"),
         ([], "nothing to do"),
         (["--do_train", "--scheduler_type", "linear"], "--scheduler_type is for compression: give"),
         (["--do_train", "--scheduler_linear_k", 0.1], "--scheduler_linear_k is for compression"),
