@@ -632,7 +632,7 @@ def test_a_model_without_its_words_or_some_of_its_weights_is_refused(capsys, mrp
         if path.name not in ("config.json", "model.safetensors"):
             path.unlink()
     refused(no_words, "tokenizer")
-    refused(no_words, "no such folder", "--tokenizer_name", "../nowhere")
+    refused(no_words, "no such folder", "--tokenizer_name", tmp_path / "nowhere")
     fewer = save_bert(tmp_path / "fewer", n_layer=2)
     config = json.loads((fewer / "config.json").read_text())
     (fewer / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
