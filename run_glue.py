@@ -241,9 +241,8 @@ def check_args(parser: OneLineParser, args) -> None:
 
 def check_data_args(parser: OneLineParser, args) -> None:
     """Refuse arguments about the data that contradict each other."""
-    files, columns = "train_file validation_file test_file", "text_column_names label_column_name"
-    own = f"{files} {columns} do_regression positive_label".split()
-    given = [flag for flag in own if getattr(args, flag)]
+    files, columns = ("train_file", "validation_file", "test_file"), ("text_column_names", "label_column_name")
+    given = [flag for flag in (*files, *columns, "do_regression", "positive_label") if getattr(args, flag)]
     if args.task_name is None and args.data_dir is None:
         if not (args.train_file or args.validation_file):
             parser.error("no data: give --task_name and --data_dir, or --train_file and --validation_file")

@@ -43,7 +43,7 @@ from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import BEST
-from glue_processors import TASKS, GlueTask, find_task, labelled_task, read_dev_sets, read_examples
+from glue_processors import TASKS, GlueTask, labelled_task, read_dev_sets, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable.removeprefix(f"{ROOT}/")  # relative where it can be, since it is in every record
@@ -93,12 +93,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.extra = argv[end + 1 :]
 
     def folders(names: str) -> list[str]:
-        return [find_task(labelled_task(name)).folder for name in dict.fromkeys(names.split())]
+        return [TASKS[labelled_task(name)].folder for name in dict.fromkeys(names.split())]
 
     try:
         args.tasks = PAPER_TASKS if args.tasks == "all" else folders(args.tasks)
         args.variant_tasks = folders(args.variant_tasks) or args.tasks
-        rate_tasks = folders(args.rate_task) or [*{"STS-B"} & {*args.tasks}, *args.tasks][:1]
+        rate_tasks = folders(args.rate_task) or [task for task in ("STS-B", *args.tasks) if task in args.tasks][:1]
         for name in ("seeds", "depths", "lengths"):
             setattr(args, name, sorted({int(number) for number in getattr(args, name).split()}))
         args.learning_rates = sorted(set(args.learning_rates.split()), key=float)

@@ -52,8 +52,7 @@ def resumed_after(folder: Path) -> list[int]:
 
 def without_times(record: dict) -> dict:
     """The part of a run.json that does not depend on when, where and how often the run was resumed."""
-    left_out = {"start", "end", "command", "training_seconds", "files", "git_commit"}  # somebody may edit beside it
-    record = {k: v for k, v in record.items() if k not in left_out}
+    record = {k: v for k, v in record.items() if k not in {"start", "end", "command", "training_seconds", "files"}}
     record["arguments"] = {
         k: v for k, v in record["arguments"].items() if k not in {"output_dir", "data_dir", "resume"}
     }
