@@ -119,9 +119,10 @@ def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[
 
 def what_was_run(results: Results) -> str:
     """What was run."""
-    runs = {cell: run for cell, run in results.runs.items() if cell.task in results.tasks()}
+    tasks = results.tasks()
+    runs = {cell: run for cell, run in results.runs.items() if cell.task in tasks}
     hours = sum(run.seconds for run in runs.values()) / 3600
-    steps = {task: {run.steps for cell, run in runs.items() if cell.task == task} for task in results.tasks()}
+    steps = {task: {run.steps for cell, run in runs.items() if cell.task == task} for task in tasks}
     of_steps = ", ".join(f"{'/'.join(map(str, sorted(counts)))} steps on {task}" for task, counts in steps.items())
     setting = next(iter(runs.values())).setting
     seeds = ", ".join(map(str, sorted({cell.seed for cell in runs})))
