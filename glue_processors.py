@@ -93,7 +93,11 @@ def task_name(text: str) -> str:
 
 def labelled_task(text: str) -> str:
     """An argparse type: the name of a task that a model can be trained on."""
-    task = TASKS[task_name(text)]
+    try:
+        task = find_task(text)
+    except KeyError:
+        labelled = ", ".join(task.name for task in TASKS.values() if task.metrics)
+        raise argparse.ArgumentTypeError(f"there is no task {text!r}; there are {labelled}") from None
     if not task.metrics:
         raise argparse.ArgumentTypeError(f"{task.name} has no labels; the model of {task.predicted_by} predicts it")
     return task.name
@@ -103,7 +107,7 @@ def read_examples(task: GlueTask, data_dir: str | Path, split: str) -> Examples:
     """Read the task's "train", "dev" or "test" file in `data_dir`.
 
     Rows end at a line feed, with or without a carriage return before it, and nowhere else; columns
-    are parted by tabs, without quoting.
+    are separated by tabs, without quoting.
 
     Raises:
         DataError: no such file, not UTF-8, no rows, a row with a missing column, or a label that is not the
@@ -135,7 +139,7 @@ def read_examples(task: GlueTask, data_dir: str | Path, split: str) -> Examples:
         if n_found < n_columns:
             if labelled and task.skip_short_rows:
                 continue
-            raise DataError(f"{path}:{number}: {n_found} columns; expected at least {n_columns}, parted by tabs")
+            raise DataError(f"{path}:{number}: {n_found} columns; expected at least {n_columns}, separated by tabs")
         row = line.split("\t", n_cut)
         for column, index in zip(columns, sentences, strict=True):
             column.append(row[index])
@@ -147,7 +151,7 @@ def read_examples(task: GlueTask, data_dir: str | Path, split: str) -> Examples:
     if number <= has_header:
         raise DataError(f"{path}:1: no rows; expected {'a header line and ' * has_header}the {split} set")
     if not columns[0]:
-        raise DataError(f"{path}: no complete row; expected rows of at least {n_columns} columns, parted by tabs")
+        raise DataError(f"{path}: no complete row; expected rows of at least {n_columns} columns, separated by tabs")
     return Examples(
         first=columns[0],
         second=columns[1] if len(columns) > 1 else None,

@@ -36,7 +36,15 @@ from bert_of_theseus.classifier import (
 )
 from bert_of_theseus.cpu_kernels import describe_kernels, fast_kernels
 from bert_of_theseus.data.features import Features, FeaturesCache
-from bert_of_theseus.data.own_files import OwnFiles, Texts, as_predictions, listed, read_own_files, read_texts
+from bert_of_theseus.data.own_files import (
+    OwnFiles,
+    Texts,
+    as_predictions,
+    check_pairs,
+    listed,
+    read_own_files,
+    read_texts,
+)
 from bert_of_theseus.data.scores import DevSets, Score, comparison
 from bert_of_theseus.data.task import Data, DataError, Examples, Task
 from bert_of_theseus.data_parallel import n_processes, rank
@@ -107,8 +115,8 @@ def flags_of_task(add: Callable) -> None:
 
 def flags_of_own_data(add: Callable) -> None:
     add("--train_file", metavar="FILE", help=".csv, .tsv, .json or .jsonl")
-    add("--validation_file", metavar="FILE", help="likewise: the dev set")
-    add("--test_file", metavar="FILE", help="likewise: texts to predict after training, into predictions.csv")
+    add("--validation_file", metavar="FILE", help="the dev set, in the same formats")
+    add("--test_file", metavar="FILE", help="texts to predict after training, into predictions.csv")
     add(
         "--text_column_names",
         metavar="NAME[,NAME]",
@@ -125,7 +133,7 @@ def flags_of_compression(add: Callable) -> None:
     add(
         "--scheduler_linear_k",
         type=at_least(0, float),
-        help="what the linear rate gains each step (default: so much that it is 1 after half of the steps)",
+        help="what the linear rate gains each step (default: it is 1 after half of the steps)",
     )
     add("--steps_for_replacing", type=at_least(0), default=0, help="steps at the constant rate before it becomes 1")
     add(
@@ -297,6 +305,8 @@ def main(args, variant: Callable | None = None) -> None:
         run.find(args.resume, args.overwrite_output_dir, source=args.model_name_or_path)
         data = read_data(args)
         texts = read_texts(args.test_file, OwnFiles.of(vars(args))) if args.test_file else None
+        if texts:
+            check_pairs(args.test_file, texts.examples, data.train.second is not None)
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
         if args.scheduler_type == "linear" and args.scheduler_linear_k is None:
             slope = (1 - args.replacing_rate) / max(1, n_steps // 2)
@@ -743,6 +753,7 @@ def describe_run(args, device: torch.device, data: Data) -> dict:
         "task": task.name,
         "main_metric": task.main_key,
         "variant": getattr(args, "variant", None),  # of the method, in scripts/ablate.py
+        "pairs": data.train.second is not None,  # of texts, or single ones
         "data": {name: examples.sha256 for name, examples in files.items()},
     }
 
@@ -793,14 +804,16 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
     if state.layers:
         say("Successor", f"{len(state.layers.successor)} layers, {exported_parameters(state):,} parameters")
         say("Rate", state.rate_schedule.describe(n_steps))
-        if state.rate_schedule.full_replacement_step(n_steps) is None:
+        n_alone = n_steps - steps_with_predecessor(state)
+        if n_alone < n_steps / 10:
             logger.warning(
-                "The successor never trains alone, and will be poor: the replacing rate does not stay at 1 before the "
-                "end. Let it reach 1 after about %d of the %d steps",
-                n_steps // 2,
+                "The successor trains alone in %d of the %d steps, and will be poor: let the replacing rate reach 1 "
+                "after about %d steps",
+                n_alone,
                 n_steps,
+                n_steps // 2,
             )
-        elif args.finetune_whole_successor:
+        if n_alone and args.finetune_whole_successor:
             say("Whole", f"embeddings, pooler and head learn too, from step {steps_with_predecessor(state) + 1:,} on")
     where = device_name(device)
     if n_processes() > 1:
@@ -814,7 +827,7 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
     if run.earlier:
         say("Resume", f"from {folder}" if folder else "from the beginning: nothing is saved")
     if args.do_eval or args.evaluate_during_training:
-        say("Dev passes", f"{count_dev_passes(args, state):,}")
+        say("Evaluation", passes_over_dev(args, state))
     n_saves = state.n_steps // args.save_steps if args.save_steps else 0
     n_trained = sum(p.numel() for p in state.trained().values())
     if args.finetune_whole_successor:
@@ -823,11 +836,12 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
     say("Disk", run.check_disk(n_saves, args.evaluate_during_training, 4 * exported_parameters(state), of_state))
 
 
-def count_dev_passes(args, state: TrainState) -> int:
-    """Passes over the dev sets, the one of the predecessor counted."""
+def passes_over_dev(args, state: TrainState) -> str:
+    """How often the dev sets are evaluated, the predecessor's evaluation counted."""
     during = -(-state.n_steps // args.logging_steps) if args.logging_steps else 1
     of_checkpoints = state.n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
-    return (during if args.evaluate_during_training else 1) + bool(state.layers) + of_checkpoints
+    passes = (during if args.evaluate_during_training else 1) + bool(state.layers) + of_checkpoints
+    return f"{passes:,} pass{'es' * (passes > 1)} over the dev rows"
 
 
 # ------------------------------------------------------------------------------------------- command

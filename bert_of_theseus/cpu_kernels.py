@@ -94,5 +94,5 @@ def fast_kernels(products: bool | None = None, masks: bool = True) -> Iterator[N
 
 def describe_kernels() -> str:
     """What `fast_kernels` replaces on this machine, in words."""
-    products = "matrix products by oneDNN and " if onednn_is_faster() else ""
-    return f"{products}dropout masks of 16 random bits replace torch's; --no_fast_kernels keeps torch's own"
+    products = " and oneDNN for matrix products" if onednn_is_faster() else ""
+    return f"faster than torch's: 16 random bits for each dropout{products} (--no_fast_kernels keeps torch's)"

@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     tasks = [name for name, task in TASKS.items() if task.metrics]
     add = parser.add_argument
     add("predecessor", metavar="PREDECESSOR", help="a fine-tuned model: a folder or a name on the Hub")
-    add("successors", metavar="SUCCESSOR", nargs="+", help="a model to compare with it, likewise")
+    add("successors", metavar="SUCCESSOR", nargs="+", help="a model to compare with it")
     add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
     add("--data_dir", help="the folder with the task's dev set")
     add(

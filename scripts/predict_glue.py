@@ -31,11 +31,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
-from bert_of_theseus.data.own_files import OwnFiles, as_predictions, read_texts
+from bert_of_theseus.data.own_files import OwnFiles, as_predictions, check_pairs, read_texts
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import whole_file, write_whole
-from bert_of_theseus.run.folder import BEST, arguments_of, read_record
+from bert_of_theseus.run.folder import BEST, arguments_of, read_record, record_of
 from glue_processors import TASKS, GlueTask, find_task, read_examples, task_name
 
 logger = logging.getLogger("predict_glue")
@@ -108,6 +108,9 @@ def predict_file(args: argparse.Namespace) -> None:
     if args.output_file.resolve() == Path(args.test_file).resolve():
         raise UserError(f"--output_file {args.output_file} is the --test_file; name another")
     texts, labels = read_texts(args.test_file, OwnFiles.of(vars(args), arguments_of(model))), read_labels(model)
+    pairs = (record_of(model) or {}).get("pairs")
+    if pairs is not None:
+        check_pairs(args.test_file, texts.examples, pairs)
     if args.output_file.is_dir():
         raise UserError(f"--output_file {args.output_file} is a folder; name a file")
     try:

@@ -135,7 +135,8 @@ say "Comparison"
 say "Done. The successor is an ordinary model of transformers, in
    $runs/successor
 
-What to do next:
+What to do next (NEW.csv has the columns of text that the model was trained on; GLUE's are sentence, or sentence1 and
+sentence2):
    new texts                $python scripts/predict_glue.py --model_name_or_path $(printf %q "$runs/successor") \\
                               --test_file NEW.csv --output_file PREDICTIONS.csv
    data of your own         scripts/quickstart.sh --train_file TRAIN.csv --validation_file DEV.csv

@@ -145,7 +145,7 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
         if len(tasks) > 1:
             row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
         row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score)))
-        rows.append([*row, str(len(values))])
+        rows.append([*row, str(len(values) or "-")])
     return markdown(rows)
 
 
@@ -246,12 +246,13 @@ def loyalty(results: Results) -> str:
 
 def search(results: Results) -> str:
     """Every run of the search; the best of each method and task in bold."""
-    tried = {cell.learning_rate for cell in results.runs if cell.method in ("predecessor", *COMPARED)}
-    columns = [(task, learning_rate) for task in results.tasks() for learning_rate in sorted(tried, key=float)]
+    methods, tasks = ("predecessor", *results.compared()), results.tasks()
+    of_method = {name: [cell for task in tasks for cell in searched(results.runs, task, name)] for name in methods}
+    tried = {(cell.task, cell.learning_rate) for cells in of_method.values() for cell in cells}
+    columns = sorted(tried, key=lambda column: (tasks.index(column[0]), float(column[1])))
     rows = [["", *map(" ".join, columns)]]
-    for method in ("predecessor", *results.compared()):
-        cells = [cell for task in results.tasks() for cell in searched(results.runs, task, method)]
-        best = [best_cell(results.runs, task, method) for task in results.tasks()]
+    for method, cells in of_method.items():
+        best = [best_cell(results.runs, task, method) for task in tasks]
         for rate, share in sorted({(cell.rate or FIRST_RATE, cell.share or 0) for cell in cells}):
             ours = [cell for cell in cells if (cell.rate or FIRST_RATE, cell.share or 0) == (rate, share)]
             found = {(cell.task, cell.learning_rate): cell for cell in ours}

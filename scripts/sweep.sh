@@ -7,7 +7,7 @@ usage() {
 usage: NAME=VALUE ... scripts/sweep.sh [--list] [-- ARGUMENT OF run_glue.py ...]
 
 Compresses a predecessor into a successor with every setting of a grid, one run at a time on each GPU of
-CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to run; lists are parted by spaces:
+CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to run; lists are separated by spaces:
 
   GLUE_DIR        folder with the tasks' data: $GLUE_DIR/MRPC/train.tsv and so on
   PREDECESSORS    folder with one fine-tuned model for each task: $PREDECESSORS/MRPC and so on

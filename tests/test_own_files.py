@@ -356,6 +356,23 @@ def test_predictions_keep_the_named_columns_of_all_rows_and_their_own_come_last(
     assert first["prediction"] in ("Fine", "So-so", "bad")
 
 
+def test_a_model_of_single_texts_takes_no_pairs_and_a_model_of_pairs_no_single_texts(reviews, predecessor, tmp_path):
+    """It would give every row an answer, and a wrong one."""
+    single = write_csv(tmp_path / "single.csv", ["sentence", "label"], [["good", 0], ["bad", 1]])
+    pairs = write_csv(tmp_path / "pairs.csv", ["sentence1", "sentence2", "label"], [["a", "good", 0], ["b", "bad", 1]])
+    flags = ["--model_name_or_path", predecessor, "--test_file", pairs, "--output_file", tmp_path / "out.csv"]
+    flags += ["--text_column_names", "sentence1,sentence2"]
+    with pytest.raises(SystemExit, match=r"pairs\.csv: pairs of texts; the model is trained on single ones"):
+        predict_glue.main(predict_glue.parse_args(list(map(str, flags))))
+    for train, other, reason in [(single, pairs, "pairs.csv: pairs of texts"), (pairs, single, "single.csv: single")]:
+        with pytest.raises(DataError, match=reason):
+            read_own_files(OwnFiles(str(train), str(other)))
+        flags = ["--train_file", train, "--validation_file", train, "--test_file", other, *FLAGS, *TRAIN]
+        with pytest.raises(SystemExit, match=reason):
+            run_here(*flags, "--model_name_or_path", predecessor, "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out.csv").exists()
+
+
 def test_scores_are_predicted_as_they_are(tmp_path):
     model = save_bert(tmp_path / "model", num_labels=1)
     test_file, output = write(tmp_path / "new.csv", "sentence1,sentence2\na,good\nb,bad\n"), tmp_path / "out.csv"

@@ -189,7 +189,7 @@ def test_the_readme_command_compresses_with_the_linear_schedule(bert_folder, tmp
     assert shown["loss"] == pytest.approx({s: line["loss"] for s, line in logged.items() if "loss" in line})
 
     # The plan was said before: steps, dev passes, checkpoints.
-    assert "12 with 8 rows each" in done.stderr and "Dev passes   4" in done.stderr
+    assert "12 with 8 rows each" in done.stderr and "Evaluation   4 passes" in done.stderr
     assert "4 checkpoints of" in done.stderr
     assert "from 0.3 to 1 at step 8" in done.stderr  # as logged above
 

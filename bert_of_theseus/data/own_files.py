@@ -95,6 +95,8 @@ def read_own_files(files: OwnFiles, model_labels: tuple[str, ...] | None = None,
     if files.validation:
         table = read_table(files.validation, files.text_columns, files.label_column)
         dev[task.name] = labelled(table, task, origin, files)
+        if train_set:
+            check_pairs(files.validation, dev[task.name], train_set.second is not None)
     return Data(task, train_set, dev)
 
 
@@ -181,6 +183,14 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 # --------------------------------------------------------------------------------------- predictions
+
+
+def check_pairs(path: str, examples: Examples, of_pairs: bool) -> None:
+    """DataError where a file has single texts and the model is of pairs, or the reverse."""
+    if (examples.second is not None) != of_pairs:
+        found, expected = ("single texts", "pairs") if of_pairs else ("pairs of texts", "single ones")
+        columns = "the two columns" if of_pairs else "the column"
+        raise DataError(f"{path}: {found}; the model is trained on {expected}: --text_column_names names {columns}")
 
 
 class Texts(NamedTuple):

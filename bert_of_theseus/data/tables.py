@@ -94,7 +94,7 @@ def choose_text_columns(path: Path, row: dict) -> tuple[str, ...]:
             return usual
     raise DataError(
         f"{path}: no column 'sentence', and no 'sentence1' and 'sentence2'; there are {names(row)}: give "
-        "--text_column_names, one of them or two, parted by a comma"
+        "--text_column_names, one of them or two, separated by a comma"
     )
 
 

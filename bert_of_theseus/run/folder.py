@@ -46,10 +46,15 @@ def read_record(folder: Path) -> dict | None:
     return None
 
 
-def arguments_of(model: str | Path) -> dict:
-    """The arguments of the run that trained a model, which lies in its folder or is one of its checkpoints."""
+def record_of(model: str | Path) -> dict | None:
+    """The record of the run that trained a model, which lies in its folder or is one of its checkpoints."""
     path = Path(model)
-    record = read_record(path.parent if path.name.startswith("checkpoint-") else path)
+    return read_record(path.parent if path.name.startswith("checkpoint-") else path)
+
+
+def arguments_of(model: str | Path) -> dict:
+    """The arguments of that run; none where there is no record."""
+    record = record_of(model)
     return record["arguments"] if record else {}
 
 
