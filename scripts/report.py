@@ -34,7 +34,7 @@ from grid import (
     read_results,
     searched,
 )
-from summarize import BLUE, GREY, ORANGE, Run, draw, mean, spread, write
+from summarize import BLUE, GREY, ORANGE, Run, deviation, draw, mean, spread, write
 
 from bert_of_theseus.run.command_line import OneLineParser, UserError, markdown, one_line_errors
 
@@ -350,15 +350,23 @@ def draw_comparison(results: Results, figure) -> None:
 
 
 def draw_rates(results: Results, figure) -> None:
-    """The score against constant replacing rates."""
+    """The score against constant replacing rates, mean ± standard deviation over the seeds."""
     (task, found), (score, judged_on) = of_rates(results), judged(results)
     figure.set_size_inches(7, 4)
     axis = figure.subplots()
     for (name, of), line in zip(found.items(), ("o-", "s--"), strict=True):
-        points = [(rate, np.mean([score(run) for run in runs])) for rate, runs in of.items()]
-        if len(points) > 1:
+        scores = [np.array([score(run) for run in runs]) for runs in of.values()]
+        if len(scores) > 1:
             label = f"learning rate{'' if name == 'fixed' else ' times rate'} fixed"
-            axis.plot(*zip(*points, strict=True), line, color=BLUE, label=label)
+            axis.errorbar(
+                list(of),
+                list(map(mean, scores)),
+                list(map(deviation, scores)),
+                fmt=line,
+                color=BLUE,
+                capsize=3,
+                label=label,
+            )
     draw_lines(axis, {name: results.best(task, name) for name in ("predecessor", "linear")}, score)
     axis.set(title=f"{task}, {judged_on}", xlabel="constant replacing rate", xlim=(0, 1.05))
     axis.set_ylabel(f"{results.metric(task)}, %")
