@@ -167,7 +167,7 @@ class Plan:
         learning_rates: the ladder, from low to high, as they are typed.
         variant_tasks: on which variants, depths and lengths are tried.
         rate_task: on which constant rates are tried.
-        aside: for each task a digest of the rows kept aside, which the records have too.
+        held_out_sha256: for each task a digest of the held-out rows, which the records have too.
         depths: numbers of the successor's layers to try beside that.
         lengths: numbers of steps to try.
     """
@@ -180,7 +180,7 @@ class Plan:
     learning_rates: Sequence[str]
     variant_tasks: Sequence[str]
     rate_task: str
-    aside: Mapping[str, str]
+    held_out_sha256: Mapping[str, str]
     depths: Sequence[int] = ()
     lengths: Sequence[int] = ()
 
@@ -193,7 +193,7 @@ class Plan:
             return False
         record = json.loads(self.record(cell).read_text())
         starts_from = record["arguments"]["model_name_or_path"]
-        return record.get("held_out_sha256") == self.aside[cell.task] and (
+        return record.get("held_out_sha256") == self.held_out_sha256[cell.task] and (
             cell.method == "predecessor" or starts_from.endswith(self.predecessor(cell.task, cell.seed).folder)
         )
 

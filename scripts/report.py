@@ -41,8 +41,8 @@ from bert_of_theseus.run.command_line import OneLineParser, UserError, markdown,
 Score = Callable[[Run], float]  # of a run, in per cent
 
 
-def aside(run: Run, which: str = "last") -> float:
-    """On the rows kept aside: after the last step, or with "module 1", "module 2", ... alone."""
+def on_held_out(run: Run, which: str = "last") -> float:
+    """On the held-out rows: after the last step, or with "module 1", "module 2", ... alone."""
     return 100 * run.held_out[which]
 
 
@@ -52,9 +52,9 @@ def on_dev(run: Run) -> float:
 
 
 def judged(results: Results) -> tuple[Score, str]:
-    """The score by which claims are judged, and in words: on the rows kept aside, if all runs were scored on them."""
+    """The score by which claims are judged, and in words: on the held-out rows, if all runs were scored on them."""
     if all(run.held_out for run in results.runs.values()):
-        return aside, "rows kept aside"
+        return on_held_out, "held-out rows"
     return on_dev, "dev set"
 
 
@@ -150,9 +150,9 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
 
 
 def held_out(results: Results) -> str:
-    """The comparison on the rows kept aside, of the runs that were scored on them."""
+    """The comparison on the held-out rows, of the runs that were scored on them."""
     scored = {cell: run for cell, run in results.runs.items() if run.held_out}
-    return comparison(Results(scored, {}), aside) if scored else ""
+    return comparison(Results(scored, {}), on_held_out) if scored else ""
 
 
 def differences(results: Results) -> str:
@@ -186,10 +186,10 @@ def modules(results: Results) -> str:
     best = [best_cell(results.runs, task, "constant") for task in tasks]
     ours = [results.of(cell and never_alone(cell)) for cell in best]
     predecessors = [results.best(task, "predecessor") for task in tasks]
-    rows = [["minus the predecessor; rows kept aside", *and_mean(tasks)]]
+    rows = [["minus the predecessor; held-out rows", *and_mean(tasks)]]
     names = {name: int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "}
     for name in sorted(names, key=names.get):
-        rows.append([f"{name} alone", *by_column(ours, predecessors, partial(aside, which=name), aside)])
+        rows.append([f"{name} alone", *by_column(ours, predecessors, partial(on_held_out, which=name), on_held_out)])
     return markdown(rows) if names else ""
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make the runs that test the paper's claims: a grid of tasks, methods and seeds, in stages.
 
-A tenth of each training file, at least 300 rows, chosen by a hash of the row, is kept aside: no run sees it, no setting
+A tenth of each training file, at least 300 rows, chosen by a hash of the row, is held out: no run sees it, no setting
 is chosen on it, and all runs are scored on it in the end, but for sentences that a training row contains.
 
 First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable.removeprefix(f"{ROOT}/")  # relative where it can be, since it is in every record
 PHRASES = {"SST-2"}  # of which a training row is a sentence or one of its phrases
 PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
-HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are kept aside: the share, and at least so many
+HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are held out: the share, and at least so many
 SEARCHED = ("learning_rate", "share", "rate")
 METHODS = (*COMPARED, *VARIANTS, *MORE)
 FIXED = set(
@@ -135,10 +135,10 @@ def check_methods(parser: OneLineParser, args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------------------------- data
 
 
-def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path) -> None:
-    """Write the task's files without the rows that are kept aside, and these as dev sets in a folder of their own.
+def hold_out(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path) -> None:
+    """Write the task's files without the held-out rows, and these as dev sets in a folder of their own.
 
-    Of SST-2 whole sentences are kept aside, with all their phrases: else nearly every sentence aside would have a
+    Of SST-2 whole sentences are held out, with all their phrases: else nearly every held-out sentence would have a
     phrase among the training rows. Of single sentences those that a training row contains are in neither.
     """
     examples = read_examples(task, glue_dir, "train")
@@ -148,14 +148,14 @@ def keep_aside(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Pat
     head, rows = (lines[:1], lines[1:]) if task.header else ([], lines)
     whole = longest_containing(examples.first) if task.folder in PHRASES else range(len(rows))
     by_hash = sorted(range(len(rows)), key=lambda row: (hashlib.sha256(rows[whole[row]]).digest(), row))
-    aside = set(by_hash[: min(len(rows) // 2, max(LEAST_HELD_OUT, int(HELD_OUT * len(rows))))])
-    scored = aside
+    held_out = set(by_hash[: min(len(rows) // 2, max(LEAST_HELD_OUT, int(HELD_OUT * len(rows))))])
+    scored = held_out
     if examples.second is None:
-        trained_on = "\n".join(text for row, text in enumerate(examples.first) if row not in aside)
-        scored = {row for row in aside if examples.first[row] not in trained_on}
+        trained_on = "\n".join(text for row, text in enumerate(examples.first) if row not in held_out)
+        scored = {row for row in held_out if examples.first[row] not in trained_on}
     data_dir.mkdir(parents=True, exist_ok=True)
     held_out_dir.mkdir(parents=True, exist_ok=True)
-    write_whole(data_dir / task.train, b"".join([*head, *(row for i, row in enumerate(rows) if i not in aside)]))
+    write_whole(data_dir / task.train, b"".join([*head, *(row for i, row in enumerate(rows) if i not in held_out)]))
     for name in task.dev_tasks or [task.name]:
         dev = TASKS[name].dev
         write_whole(data_dir / dev, (glue_dir / dev).read_bytes())
@@ -183,12 +183,12 @@ class Commands:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.steps_an_epoch, aside = {}, {}
+        self.steps_an_epoch, held_out_sha256 = {}, {}
         for name in args.tasks:
-            keep_aside(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
+            hold_out(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
             n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
             self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
-            aside[name] = self.rows_aside(name)
+            held_out_sha256[name] = self.held_out_sha256(name)
         names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
         settings = {name: getattr(args, name) for name in names.split()}
         if args.depths:
@@ -198,7 +198,7 @@ class Commands:
                     successor_size(n_layer, depth)
             except (OSError, ValueError) as error:
                 raise UserError(f"--depths {' '.join(map(str, args.depths))} of {args.model}: {error}") from error
-        self.plan = Plan(args.output_dir / "results", aside=aside, **settings)
+        self.plan = Plan(args.output_dir / "results", held_out_sha256=held_out_sha256, **settings)
 
     def task(self, folder: str) -> GlueTask:
         return next(task for task in TASKS.values() if task.folder == folder and task.metrics)
@@ -208,11 +208,11 @@ class Commands:
         return self.args.output_dir / "data" / task
 
     def held_out_dir(self, task: str) -> Path:
-        """The rows that are kept aside, as dev sets."""
+        """The held-out rows, as dev sets."""
         return self.args.output_dir / "held_out" / task
 
-    def rows_aside(self, task: str) -> str:
-        """A digest of the rows that are kept aside."""
+    def held_out_sha256(self, task: str) -> str:
+        """A digest of the held-out rows."""
         return next(iter(read_dev_sets(self.task(task), self.held_out_dir(task)).values())).sha256
 
     def n_steps(self, cell: Cell) -> int:
@@ -350,7 +350,7 @@ class Runner:
         if status == 0:
             record.parent.mkdir(parents=True, exist_ok=True)
             result = json.loads((folder / "run.json").read_text())
-            result["held_out_sha256"] = self.commands.plan.aside[cell.task]
+            result["held_out_sha256"] = self.commands.plan.held_out_sha256[cell.task]
             result["held_out"] = self.score_held_out(cell, folder)
             write_whole(record, json.dumps(result, indent=2) + "\n")
             log.unlink()
@@ -363,7 +363,7 @@ class Runner:
         return f"failed with status {status}: {last_line}"
 
     def score_held_out(self, cell: Cell, folder: Path) -> dict[str, dict[str, float]]:
-        """The metrics of a run on the rows that were kept aside: of its last step, of its best one, of its modules."""
+        """The metrics of a run on the held-out rows: of its last step, of its best one, of its modules."""
         task, scores = self.commands.task(cell.task), {}
         examples = read_dev_sets(task, self.commands.held_out_dir(cell.task))
 

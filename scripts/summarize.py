@@ -55,7 +55,7 @@ class Run(NamedTuple):
     seed: int
     setting: dict  # the arguments that make the setting
     scores: dict[str, float]  # "last", "best", "predecessor", where there are any: the mean of the metric over dev sets
-    held_out: dict[str, float]  # the same on the rows that reproduce.py has kept aside; perhaps of "module 1", ... too
+    held_out: dict[str, float]  # the same on reproduce.py's held-out rows; perhaps of "module 1", ... too
     loyalty: dict[str, float]  # to the predecessor, after the last step
     steps: int
     seconds: float  # of training

@@ -17,7 +17,7 @@ TASKS = {"CoLA": "cola", "STS-B": "sts-b"}
 SEEDS = (42, 43, 44)
 
 
-def write_cell(folder: Path, cell: Cell, score: float, aside: float) -> None:
+def write_cell(folder: Path, cell: Cell, score: float, held_out: float) -> None:
     """The record of a run as reproduce.py leaves it."""
     flags = f"--learning_rate {cell.learning_rate} --seed {cell.seed}"
     flags += "" if cell.method == "predecessor" else " --replacing_rate 0.5"
@@ -27,13 +27,13 @@ def write_cell(folder: Path, cell: Cell, score: float, aside: float) -> None:
     path = write_run(folder / cell.folder, task, flags, kept, last=score, best=score + 0.01, loyalty=loyalty)
     record = json.loads((path / "run.json").read_text())
     metric = record["main_metric"]
-    record["held_out"] = {"last": {metric: aside}}
+    record["held_out"] = {"last": {metric: held_out}}
     if cell.method == "predecessor":
         del record["best"]
     elif cell.method == "one-module":
-        record["held_out"] |= {f"module {i}": {metric: aside - 0.01 * i} for i in (1, 2, 10)}
+        record["held_out"] |= {f"module {i}": {metric: held_out - 0.01 * i} for i in (1, 2, 10)}
     else:
-        record["held_out"]["best"] = {metric: aside}
+        record["held_out"]["best"] = {metric: held_out}
     if cell.n_steps:
         record["steps"] = cell.n_steps
     (path / "run.json").write_text(json.dumps(record))
@@ -115,7 +115,7 @@ def test_a_folder_tells_its_cell(tmp_path, cell):
             Cell.at(tmp_path / wrong)
 
 
-def test_the_comparison_has_what_is_kept_of_the_mean_on_the_rows_kept_aside(folder, results):
+def test_the_comparison_has_what_is_kept_of_the_mean_on_the_held_out_rows(folder, results):
     ours, theirs = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "predecessor/lr1e-4")
     rows = cells_of(report.TABLES["held-out"](results))
     kept = 100 * ours.mean(0) / theirs.mean(0)
@@ -161,7 +161,7 @@ def test_seeds_that_one_side_lacks_are_left_out(results):
         if name == "Theseus (linear) minus cut predecessor (distilled)"
     ]
     a, b = ([run for run in fewer.best("CoLA", method) if run.seed != 44] for method in ("linear", "distilled"))
-    values = np.array([report.aside(x) - report.aside(y) for x, y in zip(a, b, strict=True)])
+    values = np.array([report.on_held_out(x) - report.on_held_out(y) for x, y in zip(a, b, strict=True)])
     assert row[0] == with_error(values)
 
 

@@ -64,7 +64,7 @@ def write_record(grid: reproduce.Commands, cell: Cell) -> None:
     record |= {"steps": grid.n_steps(cell), "training_seconds": 1.0}
     record |= {"versions": {"torch": "2", "transformers": "5"}, "predecessor": scores}
     record["last"] = scores | {"loyalty": {"score_correlation": 0.5}}
-    record |= {"held_out": {"last": scores["metrics"]}, "held_out_sha256": grid.plan.aside[cell.task]}
+    record |= {"held_out": {"last": scores["metrics"]}, "held_out_sha256": grid.plan.held_out_sha256[cell.task]}
     if cell.method == "predecessor":
         del record["predecessor"]
         save_bert(grid.runs_folder(cell), num_labels=1, max_position_embeddings=128)
@@ -164,40 +164,42 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
 
 
 @pytest.mark.parametrize("name", ["sts-b", "cola", "mnli"])
-def test_rows_are_kept_aside_by_their_content_and_nothing_is_lost(tmp_path, name, monkeypatch):
+def test_rows_are_held_out_by_their_content_and_nothing_is_lost(tmp_path, name, monkeypatch):
     monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
     task, source = TASKS[name], write_glue(tmp_path / "glue", name, n_train=60)
-    folders = tmp_path / "data", tmp_path / "aside"
-    reproduce.keep_aside(task, source, *folders)
+    folders = tmp_path / "data", tmp_path / "held_out"
+    reproduce.hold_out(task, source, *folders)
     before, kept = (read_examples(task, folder, "train") for folder in (source, folders[0]))
-    aside = read_dev_sets(task, folders[1])
-    assert all(len(examples.first) == 10 for examples in aside.values()) and len(kept.first) == 50
-    assert sorted(kept.first + next(iter(aside.values())).first) == sorted(before.first)
-    dev = [(of[name].sha256 for of in (read_dev_sets(task, source), read_dev_sets(task, folders[0]))) for name in aside]
+    held_out = read_dev_sets(task, folders[1])
+    assert all(len(examples.first) == 10 for examples in held_out.values()) and len(kept.first) == 50
+    assert sorted(kept.first + next(iter(held_out.values())).first) == sorted(before.first)
+    dev = [
+        (of[name].sha256 for of in (read_dev_sets(task, source), read_dev_sets(task, folders[0]))) for name in held_out
+    ]
     assert all(a == b for a, b in dev)
-    # In another order the same rows are kept aside.
+    # In another order the same rows are held out.
     lines = (source / task.train).read_text().splitlines(keepends=True)
     head = lines[: task.header]
     (source / task.train).write_text("".join(head + lines[len(head) :][::-1]))
-    reproduce.keep_aside(task, source, *folders)
+    reproduce.hold_out(task, source, *folders)
     again = read_dev_sets(task, folders[1])
-    assert all(sorted(again[name].first) == sorted(aside[name].first) for name in aside)
+    assert all(sorted(again[name].first) == sorted(held_out[name].first) for name in held_out)
 
 
-def test_of_sentences_and_phrases_whole_sentences_are_kept_aside(tmp_path, monkeypatch):
+def test_of_sentences_and_phrases_whole_sentences_are_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
     task, source = TASKS["sst-2"], tmp_path
     sentences = [f"number {i} is a good film" for i in range(10, 30)]
     rows = [text for i, text in enumerate(sentences) for text in (f"number {i + 10} is", text, "a good film")]
     for name in ("train.tsv", "dev.tsv"):
         (source / name).write_text("sentence\tlabel\n" + "".join(f"{row}\t1\n" for row in rows))
-    reproduce.keep_aside(task, source, tmp_path / "data", tmp_path / "aside")
-    (aside,) = read_dev_sets(task, tmp_path / "aside").values()
+    reproduce.hold_out(task, source, tmp_path / "data", tmp_path / "held_out")
+    (held_out,) = read_dev_sets(task, tmp_path / "held_out").values()
     kept = read_examples(task, tmp_path / "data", "train")
-    assert len(kept.first) == 50 and aside.first
-    assert not [text for text in aside.first if any(text in row for row in kept.first)]
+    assert len(kept.first) == 50 and held_out.first
+    assert not [text for text in held_out.first if any(text in row for row in kept.first)]
     phrases = [row for row in kept.first if row != "a good film"]  # which is in all sentences
-    assert not [row for row in phrases if any(row in text for text in aside.first)]
+    assert not [row for row in phrases if any(row in text for text in held_out.first)]
 
 
 def test_the_longest_text_that_contains_one():
