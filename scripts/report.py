@@ -193,13 +193,17 @@ def modules(results: Results) -> str:
     return markdown(rows) if names else ""
 
 
-def changed(results: Results, what: str) -> list[tuple[str, int | None, list[list[Run]]]]:
+Changed = list[tuple[str, int | None, list[list[Run]]]]  # method, value, for each task the runs
+
+
+def changed(results: Results, what: str) -> tuple[list[str], Changed]:
     """Methods at their best settings, with `what`, "n_layer" or "n_steps", as it is and changed.
 
     Returns:
-        (method, value, for each task the runs); the value None is that of all other runs.
+        The tasks on which it was changed, and the runs; the value None is that of all other runs.
     """
-    found, tasks = [], results.tasks()
+    tasks = sorted({cell.task for cell in results.runs if getattr(cell, what)}, key=str.lower)
+    found: Changed = []
     for method in results.compared():
         best = [best_cell(results.runs, task, method) for task in tasks]
         values = {getattr(cell, what) for cell in results.runs if cell.method == method} - {None}
@@ -209,16 +213,16 @@ def changed(results: Results, what: str) -> list[tuple[str, int | None, list[lis
         ]
         of_method = [row for row in of_method if any(row[2])]
         found += of_method if len(of_method) > 1 else []
-    return found
+    return tasks, found
 
 
 def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
     """The rows of `changed`, and what is kept of the mean over the tasks that all rows have."""
-    found, (score, judged_on) = changed(results, what), judged(results)
-    at = [i for i in range(len(results.tasks())) if all(columns[i] for _, _, columns in found)]
-    predecessors = [results.best(results.tasks()[i], "predecessor") for i in at]
-    common = ", ".join(results.tasks()[i] for i in at)
-    rows = [[judged_on, words, *results.tasks(), f"kept of the mean ({common}), %", "seeds"]]
+    (tasks, found), (score, judged_on) = changed(results, what), judged(results)
+    at = [i for i in range(len(tasks)) if all(columns[i] for _, _, columns in found)]
+    predecessors = [results.best(tasks[i], "predecessor") for i in at]
+    common = ", ".join(tasks[i] for i in at)
+    rows = [[judged_on, words, *tasks, f"kept of the mean ({common}), %", "seeds"]]
     for method, value, columns in found:
         scores = [spread(np.array([score(run) for run in runs])) for runs in columns]
         kept = percent_kept([columns[i] for i in at], predecessors, score)
@@ -383,8 +387,7 @@ def draw_lines(axis, methods: dict[str, list[Run]], score: Score) -> None:
 
 def draw_curves(results: Results, figure) -> None:
     """A panel for each task: the score against the number of steps."""
-    found, (score, judged_on) = changed(results, "n_steps"), judged(results)
-    tasks = results.tasks()
+    (tasks, found), (score, judged_on) = changed(results, "n_steps"), judged(results)
     figure.set_size_inches(3.2 * len(tasks) + 1.5, 3.4)
     for i, (axis, task) in enumerate(zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True)):
         for method in dict.fromkeys(method for method, _, _ in found):
@@ -406,9 +409,10 @@ def times_as_fast(results: Results, n_layer: int | None) -> float:
 
 def draw_speed(results: Results, figure) -> None:
     """What is kept of the predecessor's mean score against the speed, for each depth."""
-    (score, judged_on), tasks = judged(results), results.tasks()
-    full = [(name, None, [results.best(task, name) for task in tasks]) for name in results.compared()]
-    found = changed(results, "n_layer") or full
+    (tasks, found), (score, judged_on) = changed(results, "n_layer"), judged(results)
+    if not found:
+        tasks = results.tasks()
+        found = [(name, None, [results.best(task, name) for task in tasks]) for name in results.compared()]
     at = [i for i in range(len(tasks)) if all(columns[i] for _, _, columns in found)]
     predecessors = [results.best(tasks[i], "predecessor") for i in at]
     figure.set_size_inches(7, 4.2)
@@ -432,7 +436,7 @@ def pictures(results: Results) -> dict[str, Callable]:
     found = {"comparison": draw_comparison}
     if len(of_rates(results)[1]["fixed"]) > len(SEARCHED_RATES["constant"]):
         found["rates"] = draw_rates
-    if changed(results, "n_steps"):
+    if changed(results, "n_steps")[1]:
         found["curves"] = draw_curves
     if results.speed:
         found["speed"] = draw_speed
