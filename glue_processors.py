@@ -5,6 +5,7 @@ Facts about the files: https://gluebenchmark.com (Wang et al., ICLR 2019), in th
 
 import argparse
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,21 +84,17 @@ def find_task(name: str) -> GlueTask:
     return TASKS[_SPELLINGS.get(name, name)]
 
 
-def task_name(text: str) -> str:
+def task_name(text: str, tasks: Iterable[str] = TASKS) -> str:
     """An argparse type: the name of a task, in any case."""
     try:
         return find_task(text).name
     except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no task {text!r}; there are {', '.join(TASKS)}") from None
+        raise argparse.ArgumentTypeError(f"there is no task {text!r}; there are {', '.join(tasks)}") from None
 
 
 def labelled_task(text: str) -> str:
     """An argparse type: the name of a task that a model can be trained on."""
-    try:
-        task = find_task(text)
-    except KeyError:
-        labelled = ", ".join(task.name for task in TASKS.values() if task.metrics)
-        raise argparse.ArgumentTypeError(f"there is no task {text!r}; there are {labelled}") from None
+    task = TASKS[task_name(text, [name for name, task in TASKS.items() if task.metrics])]
     if not task.metrics:
         raise argparse.ArgumentTypeError(f"{task.name} has no labels; the model of {task.predicted_by} predicts it")
     return task.name

@@ -40,7 +40,6 @@ from bert_of_theseus.data.own_files import (
     OwnFiles,
     Texts,
     as_predictions,
-    check_pairs,
     listed,
     read_own_files,
     read_texts,
@@ -65,11 +64,11 @@ from bert_of_theseus.run.folder import (
     BEST,
     PREDICTIONS,
     RESULTS,
-    arguments_of,
     as_results,
     checkpoints,
     read_record,
     read_results,
+    record_of,
 )
 from bert_of_theseus.run.processes import is_main, on_main
 from bert_of_theseus.run.run import Run
@@ -133,7 +132,7 @@ def flags_of_compression(add: Callable) -> None:
     add(
         "--scheduler_linear_k",
         type=at_least(0, float),
-        help="what the linear rate gains each step (default: it is 1 after half of the steps)",
+        help="what the linear rate gains each step (default: so that the rate is 1 after half of the steps)",
     )
     add("--steps_for_replacing", type=at_least(0), default=0, help="steps at the constant rate before it becomes 1")
     add(
@@ -304,9 +303,8 @@ def main(args, variant: Callable | None = None) -> None:
             return
         run.find(args.resume, args.overwrite_output_dir, source=args.model_name_or_path)
         data = read_data(args)
-        texts = read_texts(args.test_file, OwnFiles.of(vars(args))) if args.test_file else None
-        if texts:
-            check_pairs(args.test_file, texts.examples, data.train.second is not None)
+        files = replace(OwnFiles.of(vars(args)), pairs=data.train.second is not None)
+        texts = read_texts(args.test_file, files) if args.test_file else None
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
         if args.scheduler_type == "linear" and args.scheduler_linear_k is None:
             slope = (1 - args.replacing_rate) / max(1, n_steps // 2)
@@ -336,6 +334,7 @@ def main(args, variant: Callable | None = None) -> None:
             dev_sets = replace(dev_sets, predecessor=predecessor)
         state = new_state(args, classifier.model, n_steps)  # compresses the model
         if variant:
+            say("Variant", f"{variant.__name__.replace('_', '-')}: {variant.__doc__}")
             variant(args, state)
         if rank():  # each process has dropout of its own
             torch.manual_seed(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0].item())
@@ -450,7 +449,7 @@ def read_data(args) -> Data:
         data = read_own_files(OwnFiles.of(given))
     else:  # the model knows the labels, and the run that trained it the columns
         model = args.output_dir if os.path.isfile(f"{args.output_dir}/config.json") else args.model_name_or_path
-        files = OwnFiles.of(given, arguments_of(model))
+        files = OwnFiles.of(given, record_of(model))
         data = read_own_files(files, read_labels(model, args.cache_dir), f"{model} (or give a --train_file)")
     data = data.head(args.max_train_samples, args.max_eval_samples)
     if data.train and len(np.unique(data.train.labels)) == 1:
@@ -807,11 +806,10 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         n_alone = n_steps - steps_with_predecessor(state)
         if n_alone < n_steps / 10:
             logger.warning(
-                "The successor trains alone in %d of the %d steps, and will be poor: let the replacing rate reach 1 "
-                "after about %d steps",
+                "The successor trains alone in %d of the %d steps, and may be poor: let the replacing rate reach 1 "
+                "after about half of them",
                 n_alone,
                 n_steps,
-                n_steps // 2,
             )
         if n_alone and args.finetune_whole_successor:
             say("Whole", f"embeddings, pooler and head learn too, from step {steps_with_predecessor(state) + 1:,} on")
@@ -837,7 +835,7 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
 
 
 def passes_over_dev(args, state: TrainState) -> str:
-    """How often the dev sets are evaluated, the predecessor's evaluation counted."""
+    """How often a model is evaluated on the dev sets, the predecessor's evaluation counted."""
     during = -(-state.n_steps // args.logging_steps) if args.logging_steps else 1
     of_checkpoints = state.n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
     passes = (during if args.evaluate_during_training else 1) + bool(state.layers) + of_checkpoints
@@ -845,6 +843,13 @@ def passes_over_dev(args, state: TrainState) -> str:
 
 
 # ------------------------------------------------------------------------------------------- command
+
+
+def start(args, variant: Callable | None = None) -> None:
+    """`run_command` in a process for each GPU of the machine, unless torchrun has started this one."""
+    if not args.no_cuda:
+        processes.use_all_gpus()
+    run_command(args, variant)
 
 
 def run_command(args, variant: Callable | None = None) -> None:
@@ -860,7 +865,4 @@ def run_command(args, variant: Callable | None = None) -> None:
 
 
 if __name__ == "__main__":
-    ARGS = parse_args()
-    if not ARGS.no_cuda:
-        processes.use_all_gpus()
-    run_command(ARGS)
+    start(parse_args())

@@ -95,4 +95,4 @@ def fast_kernels(products: bool | None = None, masks: bool = True) -> Iterator[N
 def describe_kernels() -> str:
     """What `fast_kernels` replaces on this machine, in words."""
     products = " and oneDNN for matrix products" if onednn_is_faster() else ""
-    return f"faster than torch's: 16 random bits for each dropout{products} (--no_fast_kernels keeps torch's)"
+    return f"faster than torch's: 16 random bits an element in dropout{products} (--no_fast_kernels keeps torch's)"

@@ -16,8 +16,9 @@ class ReplacementCallback(TrainerCallback):
 
     After each optimiser step the schedule makes a step. Beside each checkpoint the successor is written as an ordinary
     model, with the Trainer's `processing_class`, to `checkpoint-N/successor`. A resumed training goes on with the same
-    rate and the same draws. As in the 2020 release, a layer that has been drawn before and is not drawn now moves on by
-    its momentum; with `fp16`, whose scaler wants gradients in each step, this holds for all layers from the start.
+    rate and the same draws. As in the 2020 release, a layer that has been drawn before and is not drawn now still
+    moves, by its momentum; with `fp16`, whose scaler wants gradients in each step, this holds for all layers from the
+    start.
 
     The lines of the log with a `loss` get the `replacing_rate` of the last step. What comes before this callback in the
     Trainer's list does not see it, and all that `report_to` names does: with `report_to="none"`, give

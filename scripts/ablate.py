@@ -16,7 +16,6 @@ the predecessor, --model_name_or_path.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,12 +28,9 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 import run_glue
 from bert_of_theseus import compress, export_successor, load_successor
 from bert_of_theseus.classifier import ModelSource, labels_of, load_classifier
-from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly
-from bert_of_theseus.run.processes import use_all_gpus
+from bert_of_theseus.run.command_line import OneLineParser, UserError
 from bert_of_theseus.training import TrainState
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler, ReplacementScheduler
-
-logger = logging.getLogger("ablate")
 
 
 class FallingReplacementScheduler(ReplacementScheduler):
@@ -190,8 +186,4 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     ARGS = parse_args()
-    if not ARGS.no_cuda:
-        use_all_gpus()
-    log_plainly()
-    logger.info("%-12s %s: %s", "Variant", ARGS.variant, VARIANTS[ARGS.variant].__doc__)
-    run_glue.run_command(ARGS, VARIANTS[ARGS.variant])
+    run_glue.start(ARGS, VARIANTS[ARGS.variant])

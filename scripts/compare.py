@@ -23,7 +23,7 @@ from bert_of_theseus.data.own_files import OwnFiles, read_own_files
 from bert_of_theseus.data.scores import DevSets, comparison
 from bert_of_theseus.data.task import Data, DataError
 from bert_of_theseus.run.command_line import OneLineParser, at_least, log_plainly, one_line_errors
-from bert_of_theseus.run.folder import arguments_of
+from bert_of_theseus.run.folder import record_of
 from glue_processors import TASKS, labelled_task, read_task
 
 N_BATCHED, N_SINGLE = 256, 20  # the first rows of the dev set that each round times in batches and one by one
@@ -89,7 +89,7 @@ def read_data(args: argparse.Namespace) -> Data:
     if args.task_name:
         return read_task(TASKS[args.task_name], args.data_dir, train=False, dev=True)
     successor = args.successors[-1]  # knows the labels as the files have them; a predecessor may be from elsewhere
-    files = OwnFiles.of(vars(args), arguments_of(successor), arguments_of(args.predecessor))
+    files = OwnFiles.of(vars(args), record_of(successor), record_of(args.predecessor))
     return read_own_files(files, read_labels(successor), successor)
 
 

@@ -31,11 +31,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
-from bert_of_theseus.data.own_files import OwnFiles, as_predictions, check_pairs, read_texts
+from bert_of_theseus.data.own_files import OwnFiles, as_predictions, read_texts
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import whole_file, write_whole
-from bert_of_theseus.run.folder import BEST, arguments_of, read_record, record_of
+from bert_of_theseus.run.folder import BEST, read_record, record_of
 from glue_processors import TASKS, GlueTask, find_task, read_examples, task_name
 
 logger = logging.getLogger("predict_glue")
@@ -93,7 +93,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def input_length(model: str | Path, args: argparse.Namespace) -> int:
     """Tokens to which the model's input is cut: as given, else as in the run that trained it."""
-    return args.max_seq_length or arguments_of(model).get("max_seq_length", 128)
+    record = record_of(model)
+    return args.max_seq_length or (record["arguments"]["max_seq_length"] if record else 128)
 
 
 def load(model: str | Path, labels: Sequence[str] | None, length: int, no_cuda: bool) -> Classifier:
@@ -107,10 +108,7 @@ def predict_file(args: argparse.Namespace) -> None:
     model = args.model_name_or_path
     if args.output_file.resolve() == Path(args.test_file).resolve():
         raise UserError(f"--output_file {args.output_file} is the --test_file; name another")
-    texts, labels = read_texts(args.test_file, OwnFiles.of(vars(args), arguments_of(model))), read_labels(model)
-    pairs = (record_of(model) or {}).get("pairs")
-    if pairs is not None:
-        check_pairs(args.test_file, texts.examples, pairs)
+    texts, labels = read_texts(args.test_file, OwnFiles.of(vars(args), record_of(model))), read_labels(model)
     if args.output_file.is_dir():
         raise UserError(f"--output_file {args.output_file} is a folder; name a file")
     try:

@@ -145,7 +145,7 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
         if len(tasks) > 1:
             row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
         row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score)))
-        rows.append([*row, str(len(values) or "-")])
+        rows.append([*row, str(len(by_seed([runs for runs in ours if runs], score)))])
     return markdown(rows)
 
 
@@ -226,7 +226,8 @@ def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
     for method, value, columns in found:
         scores = [spread(np.array([score(run) for run in runs])) for runs in columns]
         kept = percent_kept([columns[i] for i in at], predecessors, score)
-        rows.append([TITLES[method], str(value or as_always), *scores, spread(kept), str(len(kept))])
+        n_seeds = len(by_seed([runs for runs in columns if runs], score))
+        rows.append([TITLES[method], str(value or as_always), *scores, spread(kept), str(n_seeds)])
     return markdown(rows) if found else ""
 
 
@@ -400,9 +401,9 @@ def draw_curves(results: Results, figure) -> None:
         axis.legend(fontsize=8)
 
 
-def times_as_fast(results: Results, n_layer: int | None) -> float:
-    """The mean over the tasks whose speed was measured; a file is TASK.json or TASK-layersN.json."""
-    names = [task + (f"-layers{n_layer}" if n_layer else "") for task in results.tasks()]
+def times_as_fast(results: Results, tasks: Sequence[str], n_layer: int | None) -> float:
+    """The mean over those of the tasks whose speed was measured; a file is TASK.json or TASK-layersN.json."""
+    names = [task + (f"-layers{n_layer}" if n_layer else "") for task in tasks]
     found = [results.speed[name]["inference"]["successor"] for name in names if name in results.speed]
     return mean(np.array([of["times_the_predecessor"] for of in found]))
 
@@ -420,7 +421,7 @@ def draw_speed(results: Results, figure) -> None:
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
     for method in dict.fromkeys(method for method, _, _ in found):
         points = [
-            (times_as_fast(results, n_layer), mean(percent_kept([columns[i] for i in at], predecessors, score)))
+            (times_as_fast(results, tasks, n_layer), mean(percent_kept([columns[i] for i in at], predecessors, score)))
             for name, n_layer, columns in found
             if name == method
         ]

@@ -190,11 +190,14 @@ def test_the_plan_is_that_of_the_variant(bert_folder, mrpc, tmp_path, caplog):
     run_here(*steps, *LINEAR)
     run_variant(["falling"], *steps, *LINEAR, "--output_dir", tmp_path / "falling")
     run_variant(["all-trained"], *steps, "--output_dir", tmp_path / "all")
+    late = ["--max_steps", 11, "--scheduler_linear_k", 0.07, "--output_dir", tmp_path / "late"]
+    run_here(*steps, *LINEAR, *late)
+    assert caplog.text.count("trains alone in 1 of the 11 steps") == 1
     plain, fallen, trained = (
         "\n".join(part.splitlines()) for part in re.split(r"The successor is in \S+", caplog.text)[:3]
     )
     assert "linearly, by 0.1 a step, from 0.3 to 1 at step 8" in plain
-    assert "trains alone in" not in plain
+    assert "trains alone in" not in plain  # one step of eight, which is a tenth at least
     assert "from 1 to 0.3 at the end" in fallen and "trains alone in 0 of the 8 steps" in fallen
     assert "1 in all steps" in trained
     state_sizes = [int(re.search(r"(\d+) kB of state", text)[1]) for text in (plain, trained)]

@@ -370,6 +370,10 @@ def test_a_model_of_single_texts_takes_no_pairs_and_a_model_of_pairs_no_single_t
         flags = ["--train_file", train, "--validation_file", train, "--test_file", other, *FLAGS, *TRAIN]
         with pytest.raises(SystemExit, match=reason):
             run_here(*flags, "--model_name_or_path", predecessor, "--output_dir", tmp_path / "run")
+    flags = ["--validation_file", pairs, "--text_column_names", "sentence1,sentence2", "--label_column_name", "label"]
+    flags += ["--model_name_or_path", predecessor, "--output_dir", tmp_path / "run"]
+    with pytest.raises(SystemExit, match=r"pairs\.csv: pairs of texts"):
+        run_here(*flags, "--do_eval", *FLAGS)
     assert not (tmp_path / "run").exists() and not (tmp_path / "out.csv").exists()
 
 

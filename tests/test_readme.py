@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import ablate
@@ -18,7 +20,7 @@ import reproduce
 import summarize
 import torch
 from conftest import save_bert, write_glue
-from test_run_glue import arguments, run_here
+from test_run_glue import arguments
 from transformers import AutoModelForTokenClassification, BertConfig, BertForTokenClassification
 
 import run_glue
@@ -75,12 +77,14 @@ def test_the_snippet_that_parts_a_file_loses_no_row(tmp_path, monkeypatch):
 def test_the_example_of_a_new_schedule_compresses_with_it(bert_folder, tmp_path, monkeypatch, caplog):
     (code,) = [block for block in blocks(README, "python") if "SCHEDULES" in block]
     monkeypatch.setattr(run_glue, "SCHEDULES", dict(run_glue.SCHEDULES))  # without the example in the end
-    exec(compile(code, "README.md", "exec"), {"__name__": "example"})
+    (tmp_path / "cosine.py").write_text(code)
     caplog.set_level("INFO")
     data, output = write_glue(tmp_path / "MRPC", "mrpc"), tmp_path / "successor"
     flags = "--do_train --do_eval --max_steps 12 --logging_steps 1 --save_steps 0 "
     flags += "--replacing_rate 0.4 --scheduler_type cosine --steps_for_replacing 8"
-    run_here(*arguments("mrpc", bert_folder, data, output, *flags.split()))
+    words = arguments("mrpc", bert_folder, data, output, *flags.split())
+    monkeypatch.setattr(sys, "argv", ["cosine.py", *map(str, words)])
+    runpy.run_path(str(tmp_path / "cosine.py"), run_name="__main__")
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     rates = [line["replacing_rate"] for line in lines if "replacing_rate" in line]
     assert rates[0] == pytest.approx(0.4) and rates[4] == pytest.approx(0.7) and rates[8:] == [1] * 4

@@ -31,6 +31,7 @@ class OwnFiles:
         do_regression: the labels are scores, not classes.
         positive_label: the class whose F1 is a metric, in place of the mean over the classes; empty: none.
         main_metric: empty: accuracy, or the mean of the two correlations.
+        pairs: whether the model was trained on pairs of texts; None: not known.
     """
 
     train: str = ""
@@ -40,21 +41,22 @@ class OwnFiles:
     do_regression: bool = False
     positive_label: str = ""
     main_metric: str = ""
+    pairs: bool | None = None
 
     @classmethod
-    def of(cls, arguments: Mapping, *runs: Mapping) -> "OwnFiles":
+    def of(cls, arguments: Mapping, *records: Mapping | None) -> "OwnFiles":
         """Those that a command's arguments name, by their flags; a flag can be missing, or be None.
 
         Args:
             arguments: of the command.
-            runs: arguments of the runs that trained its models. What the command leaves open, but for the files, is as
-                in the first of them that says it.
+            records: of the runs that trained its models, None where there is none. What the command leaves open, but
+                for the files, is as in the first of them that says it.
 
         Raises:
             DataError: more than two columns of text.
         """
-        given: dict = {}
-        for one in (*reversed(runs), arguments):
+        given, known = {}, [record for record in records if record]
+        for one in (*(record["arguments"] for record in reversed(known)), arguments):
             given |= {name: value for name, value in one.items() if value}
         columns = tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(","))))
         if len(columns) > 2:
@@ -67,6 +69,7 @@ class OwnFiles:
             do_regression=given.get("do_regression", False),
             positive_label=given.get("positive_label", "").strip(),
             main_metric=given.get("metric_for_best_model", ""),
+            pairs=next((record["pairs"] for record in known if "pairs" in record), None),
         )
 
 
@@ -94,9 +97,8 @@ def read_own_files(files: OwnFiles, model_labels: tuple[str, ...] | None = None,
     train_set, dev = train and labelled(train, task, origin, files), {}
     if files.validation:
         table = read_table(files.validation, files.text_columns, files.label_column)
+        check_pairs(table, len(train.columns) == 2 if train else files.pairs)
         dev[task.name] = labelled(table, task, origin, files)
-        if train_set:
-            check_pairs(files.validation, dev[task.name], train_set.second is not None)
     return Data(task, train_set, dev)
 
 
@@ -158,6 +160,13 @@ def labelled(table: Table, task: Task, origin: str, files: OwnFiles) -> Examples
     return table.examples(np.array(labels, dtype=kind), [files.label_column, task.labels])
 
 
+def check_pairs(table: Table, pairs: bool | None) -> None:
+    """DataError where a file has single texts and the training has pairs, or the reverse; `pairs` None: not known."""
+    if pairs is not None and pairs != (len(table.columns) == 2):
+        found, expected = ("single texts", "pairs") if pairs else ("pairs of texts", "single ones")
+        raise DataError(f"{table.path}: {found}; the model is trained on {expected} (see --text_column_names)")
+
+
 def class_name(table: Table, row: int) -> str:
     """The class of a row; DataError where it is neither text nor a whole number."""
     value = table.labels[row]
@@ -185,14 +194,6 @@ def listed(names: tuple[str, ...]) -> str:
 # --------------------------------------------------------------------------------------- predictions
 
 
-def check_pairs(path: str, examples: Examples, of_pairs: bool) -> None:
-    """DataError where a file has single texts and the model is of pairs, or the reverse."""
-    if (examples.second is not None) != of_pairs:
-        found, expected = ("single texts", "pairs") if of_pairs else ("pairs of texts", "single ones")
-        columns = "the two columns" if of_pairs else "the column"
-        raise DataError(f"{path}: {found}; the model is trained on {expected}: --text_column_names names {columns}")
-
-
 class Texts(NamedTuple):
     """What is to be predicted."""
 
@@ -203,6 +204,7 @@ class Texts(NamedTuple):
 def read_texts(path: str | Path, files: OwnFiles) -> Texts:
     """The texts of a file that may have no labels; errors as `read_table`."""
     table = read_table(path, files.text_columns, None)
+    check_pairs(table, files.pairs)
     return Texts(table.rows, table.examples(None, None))
 
 

@@ -52,12 +52,6 @@ def record_of(model: str | Path) -> dict | None:
     return read_record(path.parent if path.name.startswith("checkpoint-") else path)
 
 
-def arguments_of(model: str | Path) -> dict:
-    """The arguments of that run; none where there is no record."""
-    record = record_of(model)
-    return record["arguments"] if record else {}
-
-
 def is_finished(record: dict) -> bool:
     return "end" in record
 
