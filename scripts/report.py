@@ -200,7 +200,8 @@ def changed(results: Results, what: str) -> tuple[list[str], Changed]:
     """Methods at their best settings, with `what`, "n_layer" or "n_steps", as it is and changed.
 
     Returns:
-        The tasks on which it was changed, and the runs; the value None is that of all other runs.
+        The tasks on which it was changed, and the runs, of the seeds that all values of a method and task have; the
+        value None is that of all other runs.
     """
     tasks = sorted({cell.task for cell in results.runs if getattr(cell, what)}, key=str.lower)
     found: Changed = []
@@ -212,8 +213,20 @@ def changed(results: Results, what: str) -> tuple[list[str], Changed]:
             for value in (None, *sorted(values, reverse=what == "n_layer"))
         ]
         of_method = [row for row in of_method if any(row[2])]
-        found += of_method if len(of_method) > 1 else []
+        found += of_common_seeds(of_method) if len(of_method) > 1 else []
     return tasks, found
+
+
+def of_common_seeds(of_method: Changed) -> Changed:
+    """Without the runs, task by task, of the seeds that some value does not have."""
+    common = []
+    for of_task in zip(*(columns for _, _, columns in of_method), strict=True):
+        seeds = [{run.seed for run in runs} for runs in of_task if runs]
+        common.append(set.intersection(*seeds) if seeds else set())
+    return [
+        (method, value, [[run for run in runs if run.seed in of] for runs, of in zip(columns, common, strict=True)])
+        for method, value, columns in of_method
+    ]
 
 
 def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
@@ -387,17 +400,23 @@ def draw_lines(axis, methods: dict[str, list[Run]], score: Score) -> None:
 
 
 def draw_curves(results: Results, figure) -> None:
-    """A panel for each task: the score against the number of steps."""
+    """A panel for each task: the score against the number of steps, and the predecessors' of the same seeds."""
     (tasks, found), (score, judged_on) = changed(results, "n_steps"), judged(results)
-    figure.set_size_inches(3.2 * len(tasks) + 1.5, 3.4)
+    figure.set_size_inches(3.8 * len(tasks) + 1.5, 3.6)
     for i, (axis, task) in enumerate(zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True)):
+        seeds, steps = set(), set()
         for method in dict.fromkeys(method for method, _, _ in found):
             runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
             points = sorted((of[0].steps, np.mean([score(run) for run in of])) for of in runs)
+            seeds |= {run.seed for of in runs for run in of}
+            steps |= {of[0].steps for of in runs}
             if points:
                 axis.plot(*zip(*points, strict=True), **style(method))
-        draw_lines(axis, {"predecessor": results.best(task, "predecessor")}, score)
-        axis.set(title=f"{task}, {judged_on}", xlabel="steps", xscale="log")
+        predecessors = [run for run in results.best(task, "predecessor") if run.seed in seeds]
+        draw_lines(axis, {"predecessor": predecessors}, score)
+        axis.set(title=f"{task}, {judged_on}", xlabel="steps", ylabel=f"{results.metric(task)}, %", xscale="log")
+        axis.set_xticks(sorted(steps), [f"{n:,}" for n in sorted(steps)])
+        axis.minorticks_off()
         axis.legend(fontsize=8)
 
 

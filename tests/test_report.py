@@ -203,6 +203,14 @@ def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, resul
     assert [shown(long) in line for line in lines] == [False, False, True]
 
 
+def test_other_lengths_are_compared_over_the_seeds_that_all_have(folder, results):
+    (gone,) = (c for c in results.runs if c[:3] == ("CoLA", "linear", SEEDS[-1]) and c.n_steps == 200)
+    table = report.lengths(Results({c: run for c, run in results.runs.items() if c != gone}, {}))
+    ours = [line.split("|") for line in table.splitlines() if "Theseus (linear) " in line]
+    columns = [recorded(folder, f"CoLA/linear/lr1e-4-by0.5{steps}")[:-1] for steps in ("", "-steps50", "-steps200")]
+    assert [row[3].strip() for row in ours] == list(map(shown, columns))
+
+
 def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(results):
     def without(task: str, method: str) -> Results:
         gone = {c for c in results.runs if (c.task, c.method) == (task, method) and c.n_layer}
