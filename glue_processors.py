@@ -75,6 +75,7 @@ TASKS: dict[str, GlueTask] = {
         GlueTask("ax", _MNLI, (), "diagnostic", **_TEST_ONLY, predicted_by="mnli", rows=(0, 0, 1104), submission="AX"),
     )
 }
+LABELLED = tuple(name for name, task in TASKS.items() if task.metrics)  # those that a model can be trained on
 _SPELLINGS = {"sst2": "sst-2", "stsb": "sts-b"}
 
 
@@ -94,8 +95,8 @@ def task_name(text: str, tasks: Iterable[str] = TASKS) -> str:
 
 def labelled_task(text: str) -> str:
     """An argparse type: the name of a task that a model can be trained on."""
-    task = TASKS[task_name(text, [name for name, task in TASKS.items() if task.metrics])]
-    if not task.metrics:
+    task = TASKS[task_name(text, LABELLED)]
+    if task.name not in LABELLED:
         raise argparse.ArgumentTypeError(f"{task.name} has no labels; the model of {task.predicted_by} predicts it")
     return task.name
 

@@ -36,14 +36,7 @@ from bert_of_theseus.classifier import (
 )
 from bert_of_theseus.cpu_kernels import describe_kernels, fast_kernels
 from bert_of_theseus.data.features import Features, FeaturesCache
-from bert_of_theseus.data.own_files import (
-    OwnFiles,
-    Texts,
-    as_predictions,
-    listed,
-    read_own_files,
-    read_texts,
-)
+from bert_of_theseus.data.own_files import OwnFiles, Texts, as_predictions, listed, read_own_files, read_texts
 from bert_of_theseus.data.scores import DevSets, Score, comparison
 from bert_of_theseus.data.task import Data, DataError, Examples, Task
 from bert_of_theseus.data_parallel import n_processes, rank
@@ -82,7 +75,7 @@ from bert_of_theseus.training import (
     train_batches,
     train_step,
 )
-from glue_processors import TASKS, labelled_task, read_task
+from glue_processors import LABELLED, TASKS, labelled_task, read_task
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 logger = logging.getLogger("run_glue")
@@ -99,8 +92,7 @@ SCHEDULES: dict[str, Callable] = {
 
 
 def flags_of_task(add: Callable) -> None:
-    tasks = [name for name, task in TASKS.items() if task.metrics]
-    add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
+    add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(LABELLED)}; in any case")
     add("--data_dir", help="folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the model to start from: a folder or a name on the Hub")
     add("--output_dir", required=True, help="where the successor (or the fine-tuned model) and its checkpoints go")
@@ -303,13 +295,12 @@ def main(args, variant: Callable | None = None) -> None:
             return
         run.find(args.resume, args.overwrite_output_dir, source=args.model_name_or_path)
         data = read_data(args)
-        files = replace(OwnFiles.of(vars(args)), pairs=data.train.second is not None)
-        texts = read_texts(args.test_file, files) if args.test_file else None
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
         if args.scheduler_type == "linear" and args.scheduler_linear_k is None:
             slope = (1 - args.replacing_rate) / max(1, n_steps // 2)
             args.scheduler_linear_k = slope * (1 + 1e-12)  # or rounding could keep the rate below 1 for a step more
         record = describe_run(args, device, data)
+        texts = read_texts(args.test_file, OwnFiles.of(vars(args), record)) if args.test_file else None
         if run.is_finished():
             run.check(record, may_differ(args))
             logger.info("The run in %s is finished: nothing is left to train", run.folder)
@@ -803,7 +794,8 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
     if state.layers:
         say("Successor", f"{len(state.layers.successor)} layers, {exported_parameters(state):,} parameters")
         say("Rate", state.rate_schedule.describe(n_steps))
-        n_alone = n_steps - steps_with_predecessor(state)
+        n_before = steps_with_predecessor(state)
+        n_alone = n_steps - n_before
         if n_alone < n_steps / 10:
             logger.warning(
                 "The successor trains alone in %d of the %d steps, and may be poor: let the replacing rate reach 1 "
@@ -812,7 +804,7 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
                 n_steps,
             )
         if n_alone and args.finetune_whole_successor:
-            say("Whole", f"embeddings, pooler and head learn too, from step {steps_with_predecessor(state) + 1:,} on")
+            say("Whole", f"embeddings, pooler and head learn too, from step {n_before + 1:,} on")
     where = device_name(device)
     if n_processes() > 1:
         where = f"{n_processes()} processes, {args.per_gpu_train_batch_size} rows each; {where}"

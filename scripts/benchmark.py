@@ -41,7 +41,7 @@ from bert_of_theseus.run.command_line import (
 )
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
-from glue_processors import TASKS, labelled_task, read_examples
+from glue_processors import LABELLED, TASKS, labelled_task, read_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = 4  # steps that one way makes before it is another one's turn
@@ -76,8 +76,7 @@ WITHOUT = [
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="benchmark.py", description=__doc__)
     add = parser.add_argument
-    tasks = ", ".join(name for name, task in TASKS.items() if task.metrics)
-    add("--task_name", type=labelled_task, required=True, metavar="TASK", help=f"{tasks}; in any case")
+    add("--task_name", type=labelled_task, required=True, metavar="TASK", help=f"{', '.join(LABELLED)}; in any case")
     add("--data_dir", required=True, help="the folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the predecessor: a folder or a name on the Hub")
     add("--scc_n_layer", type=at_least(1), help="layers of the successor (default: half)")

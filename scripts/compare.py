@@ -24,18 +24,17 @@ from bert_of_theseus.data.scores import DevSets, comparison
 from bert_of_theseus.data.task import Data, DataError
 from bert_of_theseus.run.command_line import OneLineParser, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.folder import record_of
-from glue_processors import TASKS, labelled_task, read_task
+from glue_processors import LABELLED, TASKS, labelled_task, read_task
 
 N_BATCHED, N_SINGLE = 256, 20  # the first rows of the dev set that each round times in batches and one by one
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(prog="compare.py", description=__doc__)
-    tasks = [name for name, task in TASKS.items() if task.metrics]
     add = parser.add_argument
     add("predecessor", metavar="PREDECESSOR", help="a fine-tuned model: a folder or a name on the Hub")
     add("successors", metavar="SUCCESSOR", nargs="+", help="a model to compare with it")
-    add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(tasks)}; in any case")
+    add("--task_name", type=labelled_task, metavar="TASK", help=f"a task of GLUE: {', '.join(LABELLED)}; in any case")
     add("--data_dir", help="the folder with the task's dev set")
     add(
         "--validation_file",

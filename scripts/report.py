@@ -85,6 +85,12 @@ def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndar
     return {seed: np.array([of[seed] for of in found]) for seed in seeds}
 
 
+def common_seeds(columns: Sequence[Sequence[Run]]) -> set[int]:
+    """The seeds that all columns have, but for those without any run."""
+    seeds = [{run.seed for run in runs} for runs in columns if runs]
+    return set.intersection(*seeds) if seeds else set()
+
+
 def difference(
     ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score, of_others: Score | None = None
 ) -> str:
@@ -145,7 +151,7 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
         if len(tasks) > 1:
             row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
         row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score)))
-        rows.append([*row, str(len(by_seed([runs for runs in ours if runs], score)))])
+        rows.append([*row, str(len(common_seeds(ours)))])
     return markdown(rows)
 
 
@@ -219,10 +225,7 @@ def changed(results: Results, what: str) -> tuple[list[str], Changed]:
 
 def of_common_seeds(of_method: Changed) -> Changed:
     """Without the runs, task by task, of the seeds that some value does not have."""
-    common = []
-    for of_task in zip(*(columns for _, _, columns in of_method), strict=True):
-        seeds = [{run.seed for run in runs} for runs in of_task if runs]
-        common.append(set.intersection(*seeds) if seeds else set())
+    common = [common_seeds(of_task) for of_task in zip(*(columns for _, _, columns in of_method), strict=True)]
     return [
         (method, value, [[run for run in runs if run.seed in of] for runs, of in zip(columns, common, strict=True)])
         for method, value, columns in of_method
@@ -239,8 +242,7 @@ def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
     for method, value, columns in found:
         scores = [spread(np.array([score(run) for run in runs])) for runs in columns]
         kept = percent_kept([columns[i] for i in at], predecessors, score)
-        n_seeds = len(by_seed([runs for runs in columns if runs], score))
-        rows.append([TITLES[method], str(value or as_always), *scores, spread(kept), str(n_seeds)])
+        rows.append([TITLES[method], str(value or as_always), *scores, spread(kept), str(len(common_seeds(columns)))])
     return markdown(rows) if found else ""
 
 
@@ -404,18 +406,17 @@ def draw_curves(results: Results, figure) -> None:
     (tasks, found), (score, judged_on) = changed(results, "n_steps"), judged(results)
     figure.set_size_inches(3.8 * len(tasks) + 1.5, 3.6)
     for i, (axis, task) in enumerate(zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True)):
-        seeds, steps = set(), set()
         for method in dict.fromkeys(method for method, _, _ in found):
             runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
             points = sorted((of[0].steps, np.mean([score(run) for run in of])) for of in runs)
-            seeds |= {run.seed for of in runs for run in of}
-            steps |= {of[0].steps for of in runs}
             if points:
                 axis.plot(*zip(*points, strict=True), **style(method))
+        shown = [run for _, _, columns in found for run in columns[i]]
+        seeds, steps = {run.seed for run in shown}, sorted({run.steps for run in shown})
         predecessors = [run for run in results.best(task, "predecessor") if run.seed in seeds]
         draw_lines(axis, {"predecessor": predecessors}, score)
         axis.set(title=f"{task}, {judged_on}", xlabel="steps", ylabel=f"{results.metric(task)}, %", xscale="log")
-        axis.set_xticks(sorted(steps), [f"{n:,}" for n in sorted(steps)])
+        axis.set_xticks(steps, [f"{n:,}" for n in steps])
         axis.minorticks_off()
         axis.legend(fontsize=8)
 

@@ -11,11 +11,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 
 from bert_of_theseus.run.command_line import UserError
-from glue_processors import TASKS, read_examples
+from glue_processors import LABELLED, TASKS, read_examples
 
 ROWS = {"train": 600, "dev": 300, "test": 30}
 SIZES = [text for split, n_rows in ROWS.items() for text in (f"--{split}_rows", str(n_rows))]
-LABELLED = [name for name, task in TASKS.items() if task.metrics]
 
 
 def make(folder: Path, *arguments: str) -> dict[str, bytes]:
