@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -51,7 +52,7 @@ from bert_of_theseus.run.command_line import (
     log_plainly,
     one_line_errors,
 )
-from bert_of_theseus.run.device import choose_device, device_name
+from bert_of_theseus.run.device import choose_device, device_name, enough_memory
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import (
     BEST,
@@ -59,6 +60,7 @@ from bert_of_theseus.run.folder import (
     RESULTS,
     as_results,
     checkpoints,
+    input_length,
     read_record,
     read_results,
     record_of,
@@ -126,7 +128,12 @@ def flags_of_compression(add: Callable) -> None:
         type=at_least(0, float),
         help="what the linear rate gains each step (default: so that the rate is 1 after half of the steps)",
     )
-    add("--steps_for_replacing", type=at_least(0), default=0, help="steps at the constant rate before it becomes 1")
+    add(
+        "--steps_for_replacing",
+        type=at_least(0),
+        default=0,
+        help="steps at the constant rate; then it is 1 (default: 0)",
+    )
     add(
         "--finetune_whole_successor",
         action="store_true",
@@ -163,7 +170,11 @@ def flags_of_training(add: Callable) -> None:
 
 
 def flags_of_input(add: Callable) -> None:
-    add("--max_seq_length", type=at_least(4), default=128, help="tokens; longer input is cut (default: %(default)s)")
+    add(
+        "--max_seq_length",
+        type=at_least(4),
+        help="tokens; longer input is cut (default: 128; without --do_train, what the model was trained with)",
+    )
     add("--max_train_samples", type=at_least(1), metavar="N", help="train on the first N rows (default: all)")
     add("--max_eval_samples", type=at_least(1), metavar="N", help="evaluate on the first N rows (default: all)")
     add("--do_lower_case", action="store_true", help="lower-case the text (default: as the tokenizer is set)")
@@ -224,12 +235,15 @@ def check_args(parser: OneLineParser, args) -> None:
     if args.early_stopping_patience and not (args.evaluate_during_training and args.logging_steps):
         parser.error("--early_stopping_patience needs --evaluate_during_training, every --logging_steps above 0")
     if args.replacing_rate is None:
-        flags = "scheduler_type scheduler_linear_k steps_for_replacing scc_n_layer finetune_whole_successor"
-        for flag in flags.split():
-            if getattr(args, flag) != parser.get_default(flag):
-                parser.error(f"--{flag} is for compression: give --replacing_rate too")
+        flags: list[str] = []
+        flags_of_compression(lambda flag, **_: flags.append(flag))
+        for flag in flags:
+            if getattr(args, flag[2:]) != parser.get_default(flag[2:]):
+                parser.error(f"{flag} is for compression: give --replacing_rate too")
     elif not 0 < args.replacing_rate <= 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
+    if args.do_train and args.max_seq_length is None:
+        args.max_seq_length = 128
     if args.scheduler_linear_k is None and args.scheduler_type != "linear":
         args.scheduler_linear_k = 0.0
     if args.seed >= 2**32:
@@ -286,8 +300,10 @@ def main(args, variant: Callable | None = None) -> None:
 
     Args:
         args: of `parse_args`.
-        variant: changes what is trained, as `variant(args, state)`; scripts/ablate.py has some.
+        variant: changes what is trained, as `variant(args, state)`; scripts/ablate.py has some. The run's record and
+            the model card tell its name, with hyphens.
     """
+    args.variant = variant.__name__.replace("_", "-") if variant else None
     device = choose_device(not args.no_cuda, args.fp16, args.tf32, args.deterministic)
     with Run(Path(args.output_dir), args.save_total_limit) as run:
         if not args.do_train:
@@ -325,7 +341,7 @@ def main(args, variant: Callable | None = None) -> None:
             dev_sets = replace(dev_sets, predecessor=predecessor)
         state = new_state(args, classifier.model, n_steps)  # compresses the model
         if variant:
-            say("Variant", f"{variant.__name__.replace('_', '-')}: {variant.__doc__}")
+            say("Variant", f"{args.variant}: {variant.__doc__}")
             variant(args, state)
         if rank():  # each process has dropout of its own
             torch.manual_seed(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0].item())
@@ -599,6 +615,7 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
             "evaluate one of its checkpoints, give that folder as --output_dir"
         )
     data = read_data(args)
+    args.max_seq_length = input_length(args.max_seq_length, folder if has_model else args.model_name_or_path)
     if has_model:  # the flags about loading are about model_name_or_path
         classifier = load_classifier(str(folder), data.task.labels, max_seq_length=args.max_seq_length)
         classifier.model.to(device)
@@ -662,8 +679,7 @@ def card(args, task: Task, state: TrainState, score: Score | None) -> str:
     """The README.md of the successor as it is now."""
     source = args.model_name_or_path
     predecessor = Path(source).resolve().name if os.path.isdir(source) else source
-    variant = getattr(args, "variant", None)
-    name = Path(args.output_dir).resolve().name + (f" (variant {variant} of the method)" if variant else "")
+    name = Path(args.output_dir).resolve().name + (f" (variant {args.variant} of the method)" if args.variant else "")
     return model_card(state, name, task.title, predecessor, score.metrics if score else {})
 
 
@@ -742,18 +758,21 @@ def describe_run(args, device: torch.device, data: Data) -> dict:
     return records.describe(vars(args), device, Path(__file__).resolve().parent) | {
         "task": task.name,
         "main_metric": task.main_key,
-        "variant": getattr(args, "variant", None),  # of the method, in scripts/ablate.py
+        "variant": args.variant,
         "pairs": data.train.second is not None,  # of texts, or single ones
         "data": {name: examples.sha256 for name, examples in files.items()},
     }
 
 
 def may_differ(args) -> set[str]:
-    """Arguments that a resumed run may change: names, places (contents are compared), and what changes no weight."""
+    """Arguments that a resumed run may change: names, places (contents are compared), and what changes no weight.
+
+    The record compares the variant.
+    """
     found = set(
         "data_dir train_file validation_file test_file model_name_or_path config_name tokenizer_name cache_dir "
         "output_dir overwrite_output_dir overwrite_cache resume do_eval eval_all_checkpoints logging_steps save_steps "
-        "save_total_limit per_gpu_eval_batch_size model_type fp16_opt_level local_rank".split()
+        "save_total_limit per_gpu_eval_batch_size model_type fp16_opt_level local_rank variant".split()
     )
     return found - {"logging_steps"} if args.early_stopping_patience else found  # which counts evaluations
 
@@ -830,6 +849,7 @@ def passes_over_dev(args, state: TrainState) -> str:
     """How often a model is evaluated on the dev sets, the predecessor's evaluation counted."""
     during = -(-state.n_steps // args.logging_steps) if args.logging_steps else 1
     of_checkpoints = state.n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
+    of_checkpoints = min(of_checkpoints, args.save_total_limit or of_checkpoints)
     passes = (during if args.evaluate_during_training else 1) + bool(state.layers) + of_checkpoints
     return f"{passes:,} pass{'es' * (passes > 1)} over the dev rows"
 
@@ -841,16 +861,16 @@ def start(args, variant: Callable | None = None) -> None:
     """`run_command` in a process for each GPU of the machine, unless torchrun has started this one."""
     if not args.no_cuda:
         processes.use_all_gpus()
-    run_command(args, variant)
+    run_command(args, variant, Path(sys.argv[0]).name)
 
 
-def run_command(args, variant: Callable | None = None) -> None:
-    """`main`, with errors in one line, in all processes that torchrun has started."""
+def run_command(args, variant: Callable | None = None, name: str = "run_glue.py") -> None:
+    """`main`, with errors in one line, in all processes that torchrun has started; `name` is that of the command."""
     log_plainly()
     if not is_main():  # the main process says it for all
         logging.disable(logging.WARNING)
     warn_about(args)
-    with one_line_errors("run_glue.py", ModelError, DataError, LossError, torch.OutOfMemoryError, ConnectionError):
+    with one_line_errors(name, ModelError, DataError, LossError, ConnectionError), enough_memory():
         with processes.failing_together(), nullcontext() if args.no_fast_kernels else fast_kernels():
             main(args, variant)
         processes.leave()

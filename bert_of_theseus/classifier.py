@@ -65,7 +65,8 @@ class Classifier:
     def predict(self, features, batch_size: int) -> np.ndarray:
         """Logits (rows, labels), float32, in file order and the task's order of labels; or scores (rows, 1).
 
-        The model is left in evaluation mode. Several processes share the batches, and each gets all logits.
+        The model is left in evaluation mode. Several processes share the batches, and each gets all logits. ModelError
+        where one is not a finite number.
         """
         model = self.model.eval()
         device = next(model.parameters()).device
@@ -79,16 +80,16 @@ class Classifier:
                 batch.pop("labels", None)
                 batch = {name: tensor.to(device) for name, tensor in batch.items()}
                 logits[torch.from_numpy(rows).to(device)] = model(**batch).logits.float()
-        return add_up(logits).cpu().numpy()[:, self.label_order]
-
-    def predict_examples(self, examples, max_seq_length: int, batch_size: int) -> np.ndarray:
-        """Logits of examples that are not tokenised yet, as `predict`; ModelError where one is not a finite number."""
-        features = tokenize(examples, self.tokenizer, max_seq_length, self.takes_token_types())
-        logits = self.predict(features, batch_size)
+        logits = add_up(logits).cpu().numpy()[:, self.label_order]
         if not np.isfinite(logits).all():
             path = self.model.name_or_path
             raise ModelError(f"{path}: its outputs are not finite numbers; something went wrong in its training")
         return logits
+
+    def predict_examples(self, examples, max_seq_length: int, batch_size: int) -> np.ndarray:
+        """The same of examples that are not tokenised yet."""
+        features = tokenize(examples, self.tokenizer, max_seq_length, self.takes_token_types())
+        return self.predict(features, batch_size)
 
 
 def load_classifier(
@@ -223,15 +224,14 @@ def count_parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def read_labels(source: ModelSource | str, cache_dir: str = "") -> tuple[str, ...] | None:
+def read_labels(path: str, cache_dir: str = "") -> tuple[str, ...] | None:
     """The labels of a fine-tuned model, in the order of its outputs; None where it gives a score. ModelError as above.
 
     Args:
-        source: where from; a text is its path.
-        cache_dir: for downloads, where the source is a text.
+        path: of the model's folder, or its name on the Hub.
+        cache_dir: for downloads.
     """
-    config = _load_config(ModelSource(source, cache_dir=cache_dir) if isinstance(source, str) else source)
-    return labels_of(config)
+    return labels_of(_load_config(ModelSource(path, cache_dir=cache_dir)))
 
 
 def output_names(config) -> tuple[str, ...]:

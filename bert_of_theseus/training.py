@@ -81,7 +81,10 @@ class TrainState:
     def check_weights(self) -> None:
         """LossError where a trained weight is not a finite number. A finite loss can have gradients that are not."""
         if not torch.stack([p.isfinite().all() for p in self.trained().values()]).all():  # the same in all processes
-            raise LossError(f"after step {self.step} some weights are not finite numbers; they are not saved")
+            raise LossError(
+                f"after step {self.step} some weights are not finite numbers, and are not saved: the learning rate may "
+                "be too high"
+            )
 
     def state_dict(self) -> dict:
         """What resuming needs and is the same in all processes: tensors, numbers and text."""
@@ -161,26 +164,31 @@ def train_step(
             total += loss.detach()
     if layers:
         layers.fix_draw(None)
+    loss = total / n_drawn if n_drawn else None
+    move_weights(state, loss, max_grad_norm)
+    state.lr_schedule.step()
+    if state.rate_schedule:
+        state.rate_schedule.step()
+    state.step += 1
+    return loss
 
-    if n_drawn:
+
+def move_weights(state: TrainState, loss: torch.Tensor | None, max_grad_norm: float) -> None:
+    """Let the optimiser step, on the gradients of a loss or, where there is None, on zeroed ones; and zero them."""
+    if loss is not None:
         trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         add_up_gradients(trained)
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.losses += torch.stack([total / n_drawn, torch.ones_like(total)])
+        state.losses += torch.stack([loss, torch.ones_like(loss)])
     else:
         # Without the scaler: it has nothing to unscale, and after a resume it does not know its scale yet.
         state.optimizer.step()
-    state.lr_schedule.step()
-    if state.rate_schedule:
-        state.rate_schedule.step()
     # Zeroed, not set to None, as in the 2020 release: a layer that has been drawn before and is not drawn now
     # still takes an Adam step, on its momentum.
     state.optimizer.zero_grad(set_to_none=False)
-    state.step += 1
-    return total / n_drawn if n_drawn else None
 
 
 def enable_gradient_checkpointing(model: torch.nn.Module) -> None:

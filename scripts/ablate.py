@@ -64,6 +64,10 @@ class AntiCurriculumScheduler(LinearReplacementScheduler):
     def replacing_rate_at(self, steps: int) -> float:
         return max(1 - super().replacing_rate_at(steps), sys.float_info.min)
 
+    def describe(self, n_steps: int) -> str:
+        first, last = (round(self.replacing_rate_at(step), 6) for step in (0, n_steps - 1))
+        return f"falling linearly, by {self.k:g} a step, from {first:g} to {last:g} at the end"
+
 
 # A variant is a function that changes the state before training starts.
 

@@ -39,6 +39,7 @@ from bert_of_theseus.run.command_line import (
     log_plainly,
     one_line_errors,
 )
+from bert_of_theseus.run.device import device_name, enough_memory
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
 from glue_processors import LABELLED, TASKS, labelled_task, read_examples
@@ -101,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("benchmark.py", ModelError, DataError, ValueError):
+    with one_line_errors("benchmark.py", ModelError, DataError), enough_memory():
         if args.against and not (args.against / "run_glue.py").is_file():
             raise UserError(f"--against {args.against} holds no run_glue.py")
         if args.json:
@@ -136,9 +137,12 @@ class Setting:
     def __init__(self, args: argparse.Namespace):
         self.args, task = args, TASKS[args.task_name]
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
-        threads = f"a CPU, {torch.get_num_threads()} threads"
-        self.machine = torch.cuda.get_device_name() if self.device.type == "cuda" else threads
+        self.machine = device_name(self.device)
         self.classifier = load_classifier(args.model_name_or_path, task.labels, True, args.max_seq_length)
+        try:
+            compress(copy.deepcopy(self.classifier.model), args.scc_n_layer)
+        except ValueError as error:
+            raise UserError(f"{args.model_name_or_path}: {error}") from error
         self.classifier.model.to(self.device)
         self.train, self.dev = (
             FeaturesCache([args.data_dir]).features(

@@ -23,7 +23,8 @@ from bert_of_theseus.data.own_files import OwnFiles, read_own_files
 from bert_of_theseus.data.scores import DevSets, comparison
 from bert_of_theseus.data.task import Data, DataError
 from bert_of_theseus.run.command_line import OneLineParser, at_least, log_plainly, one_line_errors
-from bert_of_theseus.run.folder import record_of
+from bert_of_theseus.run.device import enough_memory
+from bert_of_theseus.run.folder import input_length, record_of
 from glue_processors import LABELLED, TASKS, labelled_task, read_task
 
 N_BATCHED, N_SINGLE = 256, 20  # the first rows of the dev set that each round times in batches and one by one
@@ -42,10 +43,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="a dev set of your own; its columns and metrics are those of the runs that trained the models, "
         "unless flags that run_glue.py has too name others",
     )
-    for flag in ("text_column_names", "label_column_name", "positive_label", "metric_for_best_model"):
+    columns = ("text_column_names", "label_column_name", "positive_label")
+    for flag in columns:
         add(f"--{flag}", metavar="NAME", help="with --validation_file")
+    add("--metric_for_best_model", metavar="METRIC", help="the metric of which is said how much is kept")
     add("--per_gpu_eval_batch_size", type=at_least(1), default=32, help="rows of a batch (default: %(default)s)")
-    add("--max_seq_length", type=at_least(4), default=128, help="tokens; longer input is cut (default: %(default)s)")
+    add(
+        "--max_seq_length", type=at_least(4), help="tokens; default: what the last SUCCESSOR was trained with, else 128"
+    )
     add("--rounds", type=at_least(1), default=5, help="timings of each model (default: %(default)s)")
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")
     args = parser.parse_args(argv)
@@ -53,6 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if args.task_name or args.data_dir:
             parser.error("--task_name and --data_dir are for GLUE's files, --validation_file is for your own")
         return args
+    for flag in columns:
+        if getattr(args, flag):
+            parser.error(f"--{flag} is for a --validation_file")
     for flag in ("task_name", "data_dir"):
         if getattr(args, flag) is None:
             parser.error(f"--{flag} is missing")
@@ -86,7 +94,8 @@ def n_bytes(path: str, model: torch.nn.Module) -> int:
 def read_data(args: argparse.Namespace) -> Data:
     """The task and its dev sets."""
     if args.task_name:
-        return read_task(TASKS[args.task_name], args.data_dir, train=False, dev=True)
+        task = TASKS[args.task_name].judged_by(args.metric_for_best_model)
+        return read_task(task, args.data_dir, train=False, dev=True)
     successor = args.successors[-1]  # knows the labels as the files have them; a predecessor may be from elsewhere
     files = OwnFiles.of(vars(args), record_of(successor), record_of(args.predecessor))
     return read_own_files(files, read_labels(successor), successor)
@@ -94,10 +103,10 @@ def read_data(args: argparse.Namespace) -> Data:
 
 def compare(args: argparse.Namespace) -> str:
     """The table; ModelError or DataError where a model or the data cannot be read."""
-    data, length = read_data(args), args.max_seq_length
+    data, paths = read_data(args), [args.predecessor, *args.successors]
+    length = input_length(args.max_seq_length, *reversed(paths))
     task, cache = data.task, FeaturesCache([args.data_dir or Path(args.validation_file).parent])
     device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
-    paths = [args.predecessor, *args.successors]
     classifiers = [load_classifier(path, task.labels, max_seq_length=length) for path in paths]
     models, scores = [], []
     for classifier in classifiers:
@@ -127,7 +136,7 @@ def compare(args: argparse.Namespace) -> str:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("compare.py", ModelError, DataError), fast_kernels():
+    with one_line_errors("compare.py", ModelError, DataError), enough_memory(), fast_kernels():
         print(compare(args))
 
 

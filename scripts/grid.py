@@ -1,7 +1,8 @@
 """The grid of reproduce.py: a run's place in it, the records of its runs, and which runs there are.
 
-Each run has its record in TASK/METHOD/SETTING/run.json below the grid's folder of results. Nothing else is remembered:
-what is best, and so what comes next, follows from the records.
+Each run has its record in TASK/METHOD/SETTING/run.json below the grid's folder of results, and each task in
+TASK/constant_answer.json what a model scores that gives every row the same answer. Nothing else is remembered: what is
+best, and so what comes next, follows from the records.
 """
 
 import json
@@ -33,6 +34,7 @@ VARIANTS = {  # of the linear schedule
     "every-second-layer": "start from every second layer",
 }
 MORE = ("one-module", "constant-rates", "equivalent-rates")  # the paper's table 5, and figure 3's two curves
+CONSTANT_ANSWER = "constant_answer.json"  # {"dev": the main metric, "held-out": the same}, in 0 to 1
 NEEDED = dict.fromkeys(VARIANTS, "linear") | dict.fromkeys(MORE, "constant")  # whose best setting each has
 TITLES = {"predecessor": "predecessor"} | COMPARED | VARIANTS
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
@@ -77,6 +79,7 @@ class Cell(NamedTuple):
 class Results(NamedTuple):
     runs: dict[Cell, Run]
     speed: dict[str, dict]  # what benchmark.py --json wrote, by the name of the file
+    constant_answers: dict[str, dict[str, float]]  # what is in the file of each task
 
     def tasks(self) -> list[str]:
         """Those on which anything has been made of a predecessor."""
@@ -105,7 +108,8 @@ class Results(NamedTuple):
 def read_results(folder: Path) -> Results:
     """The runs below a folder of results, which may be none, and what its folder speed tells."""
     speed = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("speed/*.json"))}
-    return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed)
+    constant_answers = {path.parent.name: json.loads(path.read_text()) for path in folder.glob(f"*/{CONSTANT_ANSWER}")}
+    return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed, constant_answers)
 
 
 def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:

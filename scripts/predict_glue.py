@@ -34,8 +34,9 @@ from bert_of_theseus.cpu_kernels import fast_kernels
 from bert_of_theseus.data.own_files import OwnFiles, as_predictions, read_texts
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
+from bert_of_theseus.run.device import enough_memory
 from bert_of_theseus.run.files import whole_file, write_whole
-from bert_of_theseus.run.folder import BEST, read_record, record_of
+from bert_of_theseus.run.folder import BEST, input_length, read_record, record_of
 from glue_processors import TASKS, GlueTask, find_task, read_examples, task_name
 
 logger = logging.getLogger("predict_glue")
@@ -91,12 +92,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def input_length(model: str | Path, args: argparse.Namespace) -> int:
-    """Tokens to which the model's input is cut: as given, else as in the run that trained it."""
-    record = record_of(model)
-    return args.max_seq_length or (record["arguments"]["max_seq_length"] if record else 128)
-
-
 def load(model: str | Path, labels: Sequence[str] | None, length: int, no_cuda: bool) -> Classifier:
     classifier = load_classifier(str(model), labels, max_seq_length=length)
     classifier.model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
@@ -115,7 +110,7 @@ def predict_file(args: argparse.Namespace) -> None:
         args.output_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_file {args.output_file}: its folder cannot be made ({error.strerror})") from error
-    length = input_length(model, args)
+    length = input_length(args.max_seq_length, model)
     classifier = load(model, labels, length, args.no_cuda)
     logits = classifier.predict_examples(texts.examples, length, args.per_gpu_eval_batch_size)
     write_whole(args.output_file, as_predictions(texts, labels, logits))
@@ -133,7 +128,7 @@ def predict_tasks(
     Raises:
         ModelError: the model does not fit the tasks, or an output is not a finite number.
     """
-    labels, length, predictions = next(iter(tests)).labels, input_length(model, args), {}
+    labels, length, predictions = next(iter(tests)).labels, input_length(args.max_seq_length, model), {}
     classifier = load(model, labels, length, args.no_cuda)
     for task, examples in tests.items():
         logger.info("%s: %s rows by %s", task.submission_file, f"{len(examples.first):,}", model)
@@ -203,7 +198,7 @@ def predict_all(args: argparse.Namespace) -> None:
             predictions[task] = [task.labels[0] if task.labels else "0.000"] * task.rows[2]
             logger.info("%s: %s rows filled with %s", task.submission_file, f"{task.rows[2]:,}", predictions[task][0])
     for name, model in runs.items():  # a model that does not fit is found before hours of predictions
-        load_classifier(str(model), TASKS[name].labels, max_seq_length=input_length(model, args))
+        load_classifier(str(model), TASKS[name].labels, max_seq_length=input_length(args.max_seq_length, model))
     for name, model in runs.items():
         predictions |= predict_tasks(model, tests[name], args)
 
@@ -280,7 +275,7 @@ def report(path: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     log_plainly()
-    with one_line_errors("predict_glue.py", ModelError, DataError), fast_kernels():
+    with one_line_errors("predict_glue.py", ModelError, DataError), enough_memory(), fast_kernels():
         if args.check:
             report(args.check)
         elif args.test_file:

@@ -114,10 +114,12 @@ def and_mean(tasks: Sequence[str]) -> list[str]:
     return [*tasks, "mean"] if len(tasks) > 1 else list(tasks)
 
 
-def percent_kept(ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score) -> np.ndarray:
-    """Of each seed, the share of the predecessor's mean over the columns that is kept."""
-    a, b = by_seed(ours, score), by_seed(predecessors, score)
-    return np.array([100 * a[seed].mean() / b[seed].mean() for seed in a if seed in b and b[seed].mean() > 0])
+def percent_kept(
+    ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score, floor: float = 0.0
+) -> np.ndarray:
+    """Of each seed, the share that is kept of what the predecessor's mean over the columns is above the floor."""
+    a, b = ({seed: of.mean() - floor for seed, of in by_seed(runs, score).items()} for runs in (ours, predecessors))
+    return np.array([100 * a[seed] / b[seed] for seed in a if b.get(seed, 0) > 0])
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -138,11 +140,22 @@ def what_was_run(results: Results) -> str:
     )
 
 
-def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str] = spread) -> str:
-    """The paper's table 2, with what is kept of the mean and the mean of what is kept."""
+def comparison(results: Results, rows_of: str, score: Score, show: Callable[[np.ndarray], str] = spread) -> str:
+    """The paper's table 2, with what is kept of the mean, and of what lies above that of a constant answer.
+
+    Args:
+        rows_of: what is scored, "dev" or "held-out".
+    """
     tasks = results.tasks()
-    heads = and_mean([f"{task}, {results.metric(task)}" for task in tasks])
-    rows = [["", *heads, "kept, %" if len(tasks) == 1 else "kept of the mean, %", "seeds"]]
+    of = "" if len(tasks) == 1 else " of the mean"
+    rows = [["", *and_mean([f"{task}, {results.metric(task)}" for task in tasks]), f"kept{of}, %", "seeds"]]
+    constant = [100 * results.constant_answers[task][rows_of] for task in tasks if task in results.constant_answers]
+    floors = [0.0]
+    if len(constant) == len(tasks):
+        floors.append(np.mean(constant))
+        rows[0].insert(-1, f"kept{of} above a constant answer, %")
+        values = [*constant, floors[-1]] if len(tasks) > 1 else constant
+        rows.append(["constant answer", *(f"{value:.1f}" for value in values), "-", "-", "-"])
     predecessors = [results.best(task, "predecessor") for task in tasks]
     for method in ("predecessor", *results.compared()):
         ours = [results.best(task, method) for task in tasks]
@@ -150,7 +163,8 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
         row = [TITLES[method], *(show(np.array([score(run) for run in runs])) for runs in ours)]
         if len(tasks) > 1:
             row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
-        row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score)))
+        for floor in floors:
+            row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score, floor)))
         rows.append([*row, str(len(common_seeds(ours)))])
     return markdown(rows)
 
@@ -158,7 +172,7 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
 def held_out(results: Results) -> str:
     """The comparison on the held-out rows, of the runs that were scored on them."""
     scored = {cell: run for cell, run in results.runs.items() if run.held_out}
-    return comparison(Results(scored, {}), on_held_out) if scored else ""
+    return comparison(results._replace(runs=scored), "held-out", on_held_out) if scored else ""
 
 
 def differences(results: Results) -> str:
@@ -320,8 +334,8 @@ def speed(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "grid": what_was_run,
     "held-out": held_out,
-    "dev": partial(comparison, score=on_dev),
-    "as-the-paper": partial(comparison, score=best_on_dev, show=median),
+    "dev": partial(comparison, rows_of="dev", score=on_dev),
+    "as-the-paper": partial(comparison, rows_of="dev", score=best_on_dev, show=median),
     "differences": differences,
     "depths": depths,
     "lengths": lengths,

@@ -32,13 +32,13 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from grid import COMPARED, CUT, FIRST_RATE, MORE, NEEDED, VARIANTS, Cell, Plan, read_results
+from grid import COMPARED, CONSTANT_ANSWER, CUT, FIRST_RATE, MORE, NEEDED, VARIANTS, Cell, Plan, read_results
 from report import fill_in
 
 from bert_of_theseus import compress, load_successor, successor_size
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
 from bert_of_theseus.data.features import tokenize
-from bert_of_theseus.data.scores import DevSets
+from bert_of_theseus.data.scores import DevSets, chance_score
 from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import write_whole
@@ -189,6 +189,7 @@ class Commands:
             n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
             self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
             held_out_sha256[name] = self.held_out_sha256(name)
+            self.note_constant_answer(name)
         names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
         settings = {name: getattr(args, name) for name in names.split()}
         if args.depths:
@@ -214,6 +215,15 @@ class Commands:
     def held_out_sha256(self, task: str) -> str:
         """A digest of the held-out rows."""
         return next(iter(read_dev_sets(self.task(task), self.held_out_dir(task)).values())).sha256
+
+    def note_constant_answer(self, task: str) -> None:
+        """Write what a model scores that gives every row of the dev set, or of the held-out rows, the same answer."""
+        scores, path = {}, self.args.output_dir / "results" / task / CONSTANT_ANSWER
+        for name, folder in (("dev", self.data_dir(task)), ("held-out", self.held_out_dir(task))):
+            first = next(iter(read_dev_sets(self.task(task), folder).values()))
+            scores[name] = chance_score(self.task(task), np.array(first.labels))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(scores, indent=2) + "\n")
 
     def n_steps(self, cell: Cell) -> int:
         if cell.method == "pretrained-layers":  # as many as the other methods and their predecessors have together
@@ -480,8 +490,6 @@ def main() -> None:
         if args.dry_run:
             print("\n".join(shlex.join(commands.command(cell)) for cell in todo))
             return
-        for cell in set(planned) - set(todo):  # where an earlier call was killed before it did so
-            runner.remove_weights(cell)
         runner.listen()
         make_all(plan, runner)
         if read_results(args.output_dir / "results").runs:

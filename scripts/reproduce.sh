@@ -60,7 +60,7 @@ done
 # Paths stay relative where they can, since they are in every record.
 folder=$PWD root=$(cd "$(dirname "$0")/.." && pwd)
 from_root() { [ "$folder" = "$root" ] || [[ $1 = /* ]] && echo "$1" || echo "$folder/$1"; }
-[ ! -d "$model" ] || model=$(from_root "$model")
+[ "$model" = mpnet ] || [ ! -d "$model" ] || model=$(from_root "$model")
 output_dir=$(from_root "$output_dir")
 [ -z "${GLUE_DIR-}" ] || GLUE_DIR=$(from_root "$GLUE_DIR")
 cd "$root"

@@ -118,6 +118,7 @@ def test_the_rate_of_anti_curriculum_is_one_less_that_of_the_linear_schedule(ber
     assert logged_rates(tmp_path / "anti") == pytest.approx([1 - rate for rate in rates]) and rates[-1] == 1
     lines = [json.loads(line) for line in (tmp_path / "anti" / "log.jsonl").read_text().splitlines()]
     assert not [line for line in lines if "loss" in line and line["replacing_rate"] < 1e-9]  # nothing is drawn
+    assert "falling linearly, by 0.1 a step, from 0.7 to 0 at the end" in (tmp_path / "anti" / "README.md").read_text()
 
 
 def test_distilled_learns_from_the_predecessor_s_logits_as_well(bert_folder, mrpc, tmp_path):
@@ -251,6 +252,17 @@ def test_as_a_command_it_says_which_variant_it_makes(bert_folder, mrpc, tmp_path
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Variant      every-second-layer: Each successor layer starts" in done.stderr
+
+
+def test_a_variant_of_one_s_own_is_named_in_its_record_and_card(bert_folder, mrpc, tmp_path):
+    def at_once(args, state) -> None:
+        """The rate is 1 from the first step on."""
+        state.rate_schedule = run_glue.ConstantReplacementScheduler(state.layers, 1.0)
+
+    args = arguments("mrpc", bert_folder, mrpc, tmp_path / "out", *STEPS, *LINEAR)
+    run_glue.run_command(run_glue.parse_args([str(a) for a in args]), at_once)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["variant"] == "at-once"
+    assert "(variant at-once of the method)" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_variant_does_not_resume_a_run_of_the_method_nor_the_other_way_round(bert_folder, mrpc, tmp_path):

@@ -15,7 +15,7 @@ from glue_processors import TASKS, read_examples
 
 def rows_of_table(capsys, task: str, data, *models) -> list[dict[str, str]]:
     """For each model the cells of its row by their column."""
-    flags = ["--task_name", task, "--data_dir", data, "--max_seq_length", 32, "--rounds", 1, "--no_cuda"]
+    flags = ["--task_name", *task.split(), "--data_dir", data, "--max_seq_length", 32, "--rounds", 1, "--no_cuda"]
     compare.main(compare.parse_args([str(a) for a in [*models, *flags]]))
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith(f"GLUE {TASKS[task].folder} on cpu ")
@@ -78,6 +78,8 @@ def test_speed_is_the_median_of_the_rounds_after_the_first(monkeypatch):
         ("mrpc", "nowhere/at/all", 1, "nowhere/at/all: no such folder"),
         ("squad", "", 2, "--task_name: there is no task 'squad'; there are cola"),
         ("ax", "", 2, "ax has no labels"),
+        ("mrpc --label_column_name label", "", 2, "--label_column_name is for a --validation_file"),
+        ("mrpc --metric_for_best_model corr", "", 1, "--metric_for_best_model corr: there are"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(capsys, bert_folder, tmp_path, task, model, status, reason):

@@ -390,12 +390,20 @@ def test_scores_are_predicted_as_they_are(tmp_path):
 def test_two_models_are_compared_on_a_file(reviews, predecessor, tmp_path, capsys):
     run_here(*own(reviews, tmp_path / "out", predecessor, *NAMES, *COMPRESS))
     capsys.readouterr()
-    flags = ["--validation_file", reviews / "dev.csv", "--rounds", 1, "--no_cuda", "--max_seq_length", 32]
+    flags = ["--validation_file", reviews / "dev.csv", "--rounds", 1, "--no_cuda"]  # the length is that of the run
     compare.main(compare.parse_args([str(a) for a in [predecessor, tmp_path / "out", *flags]]))
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.startswith(f"{reviews.name}/dev on cpu") and "macro_f1" in head and "label_loyalty" in head
     recorded = json.loads((tmp_path / "out" / "run.json").read_text())
     assert f"{recorded['predecessor']['main']:.4f}" in first and f"{recorded['last']['main']:.4f}" in second
+
+
+def test_the_metric_of_a_run_on_glue_is_not_that_of_a_file(reviews):
+    of_glue = {"arguments": {"task_name": "mrpc", "metric_for_best_model": "f1"}, "pairs": False}
+    files = OwnFiles.of({"validation_file": "dev.csv"}, of_glue)
+    assert files.main_metric == "" and files.pairs is False
+    of_files = {"arguments": {"train_file": "a.csv", "metric_for_best_model": "macro_f1"}}
+    assert OwnFiles.of({"validation_file": "dev.csv"}, of_glue, of_files).main_metric == "macro_f1"
 
 
 def test_runs_of_own_files_are_summarised_with_pictures(reviews, predecessor, tmp_path, capsys):

@@ -100,13 +100,13 @@ def test_the_table_of_flags_is_that_of_the_command():
         for row in re.findall(r"^\| (`--.*?) \|", table, flags=re.MULTILINE)
         for flag in re.findall("--[a-z0-9_]+", row)
     ]
-    needed = ["--task_name", "mrpc", "--data_dir", "d", "--model_name_or_path", "m", "--output_dir", "o", "--do_eval"]
+    needed = ["--task_name", "mrpc", "--data_dir", "d", "--model_name_or_path", "m", "--output_dir", "o", "--do_train"]
     args = run_glue.parse_args(needed)
     assert sorted(documented) == sorted(f"--{name}" for name in vars(args))
     for flag, default in re.findall(r"^\| `--(\w+)` \| `?([\w.-]+)`? \|", table, flags=re.MULTILINE):
         value = getattr(args, flag)
         if default == "off":
-            assert value is (flag == "do_eval"), flag
+            assert value is (flag == "do_train"), flag
         elif default in ("none", "half") and flag != "scheduler_type":
             assert value is None, flag
         elif default != "required":

@@ -123,6 +123,18 @@ def test_the_comparison_has_what_is_kept_of_the_mean_on_the_held_out_rows(folder
     assert rows["predecessor"] == [*map(shown, theirs), shown(theirs.mean(0)), "-", "3"]
 
 
+def test_what_is_kept_is_also_told_above_a_constant_answer(folder, results):
+    constant = {task: {"dev": 0.5, "held-out": floor} for task, floor in zip(TASKS, (0.0, 0.4), strict=True)}
+    table = report.TABLES["held-out"](results._replace(constant_answers=constant))
+    ours, theirs = of_method(folder, "linear/lr1e-4-by0.5").mean(0), of_method(folder, "predecessor/lr1e-4").mean(0)
+    rows = cells_of(table)
+    assert rows["constant answer"] == ["0.0", "40.0", "20.0", "-", "-", "-"]
+    assert rows["Theseus (linear)"][-2] == shown(100 * (ours - 20) / (theirs - 20))
+    assert "kept of the mean above a constant answer, %" in table
+    only_one = results._replace(constant_answers={"CoLA": constant["CoLA"]})
+    assert "constant" not in report.TABLES["held-out"](only_one).replace("constant rate", "")
+
+
 def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(folder, results):
     best = of_method(folder, "linear/lr1e-4-by0.5", "best")
     theirs = of_method(folder, "predecessor/lr1e-4", "last")  # which has no best step
@@ -152,7 +164,7 @@ def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, result
 
 def test_seeds_that_one_side_lacks_are_left_out(results):
     runs = {c: run for c, run in results.runs.items() if not (c.method == "linear" and c.seed == 44)}
-    fewer = Results(runs, {})
+    fewer = Results(runs, {}, {})
     rows = cells_of(report.TABLES["held-out"](fewer))
     assert (rows["Theseus (linear)"][-1], rows["predecessor"][-1]) == ("2", "3")
     (row,) = [
@@ -205,7 +217,7 @@ def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, resul
 
 def test_other_lengths_are_compared_over_the_seeds_that_all_have(folder, results):
     (gone,) = (c for c in results.runs if c[:3] == ("CoLA", "linear", SEEDS[-1]) and c.n_steps == 200)
-    table = report.lengths(Results({c: run for c, run in results.runs.items() if c != gone}, {}))
+    table = report.lengths(Results({c: run for c, run in results.runs.items() if c != gone}, {}, {}))
     ours = [line.split("|") for line in table.splitlines() if "Theseus (linear) " in line]
     columns = [recorded(folder, f"CoLA/linear/lr1e-4-by0.5{steps}")[:-1] for steps in ("", "-steps50", "-steps200")]
     assert [row[3].strip() for row in ours] == list(map(shown, columns))
@@ -214,13 +226,13 @@ def test_other_lengths_are_compared_over_the_seeds_that_all_have(folder, results
 def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(results):
     def without(task: str, method: str) -> Results:
         gone = {c for c in results.runs if (c.task, c.method) == (task, method) and c.n_layer}
-        return Results({c: run for c, run in results.runs.items() if c not in gone}, {})
+        return Results({c: run for c, run in results.runs.items() if c not in gone}, {}, {})
 
     table = report.depths(without("CoLA", "linear"))
     assert "kept of the mean (STS-B), %" in table and "kept of the mean (CoLA, STS-B), %" in report.depths(results)
     runs = without("CoLA", "linear").runs
     nothing_common = Results(
-        {c: r for c, r in runs.items() if not (c.task == "STS-B" and c.n_layer and c.method != "linear")}, {}
+        {c: r for c, r in runs.items() if not (c.task == "STS-B" and c.n_layer and c.method != "linear")}, {}, {}
     )
     assert " - " in report.depths(nothing_common) and report.pictures(nothing_common)
 
@@ -247,13 +259,15 @@ def test_a_new_document_has_every_table_and_is_the_same_when_filled_again(folder
 
 def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path):
     runs = {c: r for c, r in results.runs.items() if c.method in ("predecessor", "all-trained") and not any(c[6:])}
-    found = Results(runs, {})
+    found = Results(runs, {}, {})
     told = {name for name, table in report.TABLES.items() if table(found)}
     assert told == {"grid", "held-out", "dev", "as-the-paper", "loyalty", "search"}
     assert list(report.pictures(found)) == ["comparison"]
     text = report.filled("<!-- depths -->\n<!-- /depths -->\n", lambda folder: found)
     assert text == "<!-- depths -->\nNo run tells this.\n<!-- /depths -->\n"
-    without_linear = Results({c: r for c, r in results.runs.items() if c.method not in ("linear", *grid.VARIANTS)}, {})
+    without_linear = Results(
+        {c: r for c, r in results.runs.items() if c.method not in ("linear", *grid.VARIANTS)}, {}, {}
+    )
     assert not report.variants(without_linear) and report.rates(without_linear) == report.rates(results)
 
 

@@ -14,7 +14,7 @@ import pytest
 import reproduce
 import torch
 from conftest import save_bert, write_glue
-from grid import COMPARED, VARIANTS, Cell
+from grid import COMPARED, VARIANTS, Cell, read_results
 from transformers import AutoModelForSequenceClassification
 
 import run_glue
@@ -92,6 +92,16 @@ def test_nothing_is_left_of_a_finished_grid(made):
     _, grid, stages = made
     assert grid.plan.best("STS-B", "linear").rate == 0.5 and grid.plan.best("STS-B", "constant").rate == 0.7
     assert list(grid.plan.stages()) == stages
+
+
+def test_what_the_same_answer_for_all_rows_scores_is_noted(tmp_path):
+    write_glue(tmp_path / "MRPC", "mrpc", n_train=640, n_dev=8)
+    args = reproduce.parse_args(flags(tmp_path, "--tasks", "MRPC", "--depths", ""))
+    commands = reproduce.Commands(args)
+    held_out = reproduce.read_examples(commands.task("MRPC"), commands.held_out_dir("MRPC"), "dev").labels.mean()
+    expected = max((held_out + 2 * held_out / (1 + held_out)) / 2, (1 - held_out) / 2)  # of accuracy and F1
+    noted = read_results(args.output_dir / "results").constant_answers["MRPC"]
+    assert noted == pytest.approx({"dev": (0.5 + 2 / 3) / 2, "held-out": expected})
 
 
 def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
@@ -253,6 +263,8 @@ def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made)
         grid.plan.record(cell).unlink()
     grid.runs_folder(failing).parent.mkdir(parents=True)
     grid.runs_folder(failing).write_text("in the way")
+    kept = grid.runs_folder(grid.plan.best("STS-B", "linear"))  # by an earlier call, with --keep_weights
+    kept.mkdir(parents=True)
 
     process = subprocess.Popen(command(args), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = Path(f"{grid.runs_folder(failing)}.log")
@@ -268,7 +280,7 @@ def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made)
     assert f"{n_runs} runs, {n_runs - 2} of them done; the others take about 0.0 hours" in done.stdout
     assert f"{missing.folder}: corr " in done.stdout and f"{failing.folder}: failed with status 1" in done.stdout
     record = json.loads(grid.plan.record(missing).read_text())
-    assert record["steps"] == 2 and not grid.runs_folder(missing).exists()
+    assert record["steps"] == 2 and not grid.runs_folder(missing).exists() and kept.exists()
     assert {name: set(found) for name, found in record["held_out"].items()} == {
         "last": {"pearson", "spearmanr", "corr"},
         "best": {"pearson", "spearmanr", "corr"},

@@ -287,6 +287,16 @@ def test_what_changes_nothing_in_the_training_may_differ(stopped, tmp_path):
     assert [path.name for path in checkpoints(tmp_path / "o")] == ["checkpoint-10"]
 
 
+def test_a_run_that_is_evaluated_only_when_it_is_resumed_has_the_dev_set_in_its_record(
+    bert_folder, mrpc, tmp_path, monkeypatch
+):
+    args = arguments("mrpc", bert_folder, mrpc, tmp_path / "o", "--do_train", "--max_steps", 4, *LINEAR.split())
+    stopped_run(2, monkeypatch, *args)
+    run_here(*args, "--do_eval", "--resume")
+    record = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert record["arguments"]["do_eval"] and set(record["data"]) == {"train.tsv", "dev.tsv"} and record["last"]
+
+
 def test_a_run_on_other_data_or_from_another_model_is_not_resumed(stopped, bert_folder, mrpc, tmp_path):
     output, args = stopped
     data = shutil.copytree(mrpc, tmp_path / "MRPC")

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bert_of_theseus.run import files, lock
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, aligned, at_least, one_line_errors
+from bert_of_theseus.run.device import device_name, enough_memory
 from bert_of_theseus.run.files import remove_folder, tidy_up, whole_file, whole_files, whole_folder, write_whole
 from bert_of_theseus.run.folder import (
     FINISHED,
@@ -282,6 +283,12 @@ def test_the_commit_is_that_of_the_folder_and_says_where_files_differ(tmp_path):
     assert git_commit(tmp_path / "inside") is None  # the commit is another project's
 
 
+def test_the_processor_is_named_and_a_gpu_without_memory_is_told_with_what_to_do():
+    assert re.fullmatch(r"\S.*, \d+ threads?", device_name(torch.device("cpu")))
+    with pytest.raises(UserError, match=r"out of memory.* -- lower the batch size"), enough_memory():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_a_record_describes_this_process(tmp_path):
     record = describe({"seed": 7}, torch.device("cpu"), tmp_path)
     assert record["seed"] == 7 and record["device_type"] == "cpu" and record["processes"] == 1
@@ -522,7 +529,7 @@ def test_what_a_new_run_replaces_counts_as_free(tmp_path):
         free = files.shutil.disk_usage(tmp_path).free
         told = run.check_disk(n_saves=0, saves_best=False, of_weights=free + 2_000_000, of_state=0)
         assert told.startswith("1 checkpoint of ")
-        with pytest.raises(UserError, match=r"do not fit in .*; raise --save_steps"):
+        with pytest.raises(UserError, match=r"do not fit in .*; make room, raise --save_steps"):
             run.check_disk(n_saves=0, saves_best=False, of_weights=free, of_state=10**12)
 
 
@@ -548,7 +555,8 @@ def test_numbers_beyond_their_bounds_are_refused_in_one_line(capsys):
     for words, reason in (
         ("--steps 0", "0 is not at least 1"),
         ("--rate 0", "0 is not above 0"),
-        ("--rate nan", "nan"),
+        ("--rate nan", "nan is not a finite number"),
+        ("--rate inf", "inf is not a finite number"),
     ):
         with pytest.raises(SystemExit):
             parser.parse_args(words.split())

@@ -285,6 +285,18 @@ def test_do_eval_alone_evaluates_output_dir_and_else_the_named_model(bert_folder
     assert read_results(successor) == pytest.approx(score_again(successor, mrpc, "mrpc"))
 
 
+def test_do_eval_alone_cuts_the_input_as_in_training(bert_folder, mrpc, tmp_path):
+    output = tmp_path / "output"
+    run_here(*arguments("mrpc", bert_folder, mrpc, output, *TRAIN, "--do_eval", "--max_seq_length", 8))
+    trained = read_results(output)
+    command = arguments("mrpc", bert_folder, mrpc, output, "--do_eval")
+    at = command.index("--max_seq_length")
+    run_here(*command[:at], *command[at + 2 :])
+    assert read_results(output) == trained
+    run_here(*command)
+    assert read_results(output) == pytest.approx(score_again(output, mrpc, "mrpc"))
+
+
 def test_max_steps_runs_exactly_so_many_and_an_epochs_leftover_micro_batches_are_dropped(
     bert_folder, mrpc, tmp_path, capsys
 ):
@@ -572,7 +584,7 @@ COMPRESS = [*TRAIN, "--replacing_rate", 0.5, "--steps_for_replacing", 1]
         ([*TRAIN, "--replacing_rate", 1.5], "a probability in (0, 1], not 1.5"),
         ([*TRAIN, "--replacing_rate", "nan"], "a probability in (0, 1], not nan"),
         ([*COMPRESS, "--scc_n_layer", 3], "4 layers do not make 3 equal modules: scc_n_layer can be 1, 2, 4"),
-        (["--do_train", "--learning_rate", "nan"], "--learning_rate: nan is not at least 0"),
+        (["--do_train", "--learning_rate", "nan"], "--learning_rate: nan is not a finite number"),
         (["--do_train", "--per_gpu_train_batch_size", 0], "train_batch_size: 0 is not at least 1"),
         (["--do_train", "--gradient_accumulation_steps", 99], "--gradient_accumulation_steps 99: 20 rows make fewer"),
         ([*TRAIN, "--max_seq_length", 100], "takes at most 66 tokens, not a max_seq_length of 100"),

@@ -50,13 +50,14 @@ class OwnFiles:
         Args:
             arguments: of the command.
             records: of the runs that trained its models, None where there is none. What the command leaves open, but
-                for the files, is as in the first of them that says it.
+                for the files, is as in the first of them that says it, of those that were on files of one's own.
 
         Raises:
             DataError: more than two columns of text.
         """
         given, known = {}, [record for record in records if record]
-        for one in (*(record["arguments"] for record in reversed(known)), arguments):
+        of_runs = [record["arguments"] for record in reversed(known) if not record["arguments"].get("task_name")]
+        for one in (*of_runs, arguments):
             given |= {name: value for name, value in one.items() if value}
         columns = tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(","))))
         if len(columns) > 2:

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ def above(bound: float, kind: type = float):
 def _number(kind: type, fits, words: str):
     def parse(text: str):
         value = kind(text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if not fits(value):
             raise argparse.ArgumentTypeError(f"{text} is not {words}")
         return value

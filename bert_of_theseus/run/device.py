@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,9 +30,31 @@ def choose_device(use_cuda: bool, fp16: bool, tf32: bool, deterministic: bool) -
     return processes.join(use_cuda)
 
 
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """UserError, with what to do, where the block needs more memory than the GPU has."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = (
+            "lower the batch size; in training, --gradient_accumulation_steps and --gradient_checkpointing help too"
+        )
+        raise UserError(f"{error} -- {advice}") from error
+
+
 def device_name(device: torch.device) -> str:
     """The part of a device that decides the last digits of results."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     n_threads = torch.get_num_threads()
-    return f"{platform.machine()}, {n_threads} thread{'s' * (n_threads > 1)}"
+    return f"{processor_name()}, {n_threads} thread{'s' * (n_threads > 1)}"
+
+
+def processor_name() -> str:
+    """The model of the processor, or where the system does not tell it, its kind, as x86_64."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            fields = [line.split(":", 1) for line in file if ":" in line]
+    except OSError:
+        fields = []
+    return next((value.strip() for name, value in fields if name.strip() == "model name"), platform.machine())

@@ -52,6 +52,12 @@ def record_of(model: str | Path) -> dict | None:
     return read_record(path.parent if path.name.startswith("checkpoint-") else path)
 
 
+def input_length(given: int | None, *models: str | Path) -> int:
+    """Tokens to which the input of models is cut: those given, else those of the first model whose run is known."""
+    known = (record["arguments"]["max_seq_length"] for record in map(record_of, models) if record)
+    return given or next(known, 128)
+
+
 def is_finished(record: dict) -> bool:
     return "end" in record
 

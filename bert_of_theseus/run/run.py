@@ -170,7 +170,7 @@ class Run:
         n_free = on_main(self._free_bytes)
         needed, free = readable_size(n_bytes), readable_size(n_free)
         if n_bytes > n_free:
-            advice = "raise --save_steps, or set --save_total_limit"
+            advice = "make room, raise --save_steps, or set --save_total_limit"
             raise UserError(f"{self.folder}: {needed} of checkpoints do not fit in {free}; {advice}")
         models = f"{n_models:,} checkpoint{'s' * (n_models > 1)} of {readable_size(of_weights)}"
         state = f"{readable_size(of_state)} of state " + ("in the newest" if n_saves else "where it is stopped")
@@ -208,7 +208,8 @@ class Run:
             self._clear()
         self._record = (self.earlier or record) | ({} if newest else {"files": [], "resumed": []})
         step = step_of(newest) if newest else 0
-        if self.earlier:
+        if self.earlier:  # the command may have changed what changes no weight, and read a dev set for the first time
+            self._record |= {"arguments": record["arguments"], "data": self.earlier["data"] | record["data"]}
             names = ("start", "command", "device", "versions", "git_commit")
             self._record["resumed"].append({"after_step": step} | {name: record[name] for name in names})
         with self._writing(self.folder / UNFINISHED):

@@ -61,7 +61,7 @@ class StopSignals:
             self._say(f"Stopped at once by {signal.Signals(number).name}; nothing more is saved")
             os._exit(128 + number)
         self.signal, self._received = number, time.monotonic()
-        self._say("Stopping after this step; a second signal stops at once")
+        self._say("Stopping after this step, or completing the run after its last one; a second signal stops at once")
 
     def _say(self, text: str) -> None:
         if is_main():  # not by print: the signal may have interrupted a print to the same stream
