@@ -85,6 +85,11 @@ class ConstantReplacementScheduler(ReplacementScheduler):
         return f"{self.replacing_rate:g} for {max(self.replacing_steps, 1):,} steps, then 1"
 
 
+def slope_to_1(base_replacing_rate: float, n_steps: int) -> float:
+    """The `k` with which the linear rate, `base_replacing_rate` at step 0, is 1 after `n_steps`, at least 1."""
+    return (1 - base_replacing_rate) / n_steps * (1 + 1e-12)  # or rounding could keep it below 1 for a step more
+
+
 class LinearReplacementScheduler(ReplacementScheduler):
     """A rate that rises linearly to 1: `p_t = min(1, k * t + b)`, the curriculum replacement of the paper.
 

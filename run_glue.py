@@ -78,7 +78,7 @@ from bert_of_theseus.training import (
     train_step,
 )
 from glue_processors import LABELLED, TASKS, labelled_task, read_task
-from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
+from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler, slope_to_1
 
 logger = logging.getLogger("run_glue")
 
@@ -313,8 +313,7 @@ def main(args, variant: Callable | None = None) -> None:
         data = read_data(args)
         steps_an_epoch, n_steps = count_steps(args, len(data.train.first))
         if args.scheduler_type == "linear" and args.scheduler_linear_k is None:
-            slope = (1 - args.replacing_rate) / max(1, n_steps // 2)
-            args.scheduler_linear_k = slope * (1 + 1e-12)  # or rounding could keep the rate below 1 for a step more
+            args.scheduler_linear_k = slope_to_1(args.replacing_rate, max(1, n_steps // 2))
         record = describe_run(args, device, data)
         texts = read_texts(args.test_file, OwnFiles.of(vars(args), record)) if args.test_file else None
         if run.is_finished():

@@ -44,6 +44,7 @@ from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import BEST
 from glue_processors import TASKS, GlueTask, labelled_task, read_dev_sets, read_examples
+from replacement_scheduler import slope_to_1
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable.removeprefix(f"{ROOT}/")  # relative where it can be, since it is in every record
@@ -274,8 +275,8 @@ class Commands:
         if cell.method in ("constant", *MORE):
             return ["--replacing_rate", f"{cell.rate:g}", "--steps_for_replacing", n_replacing]
         start = cell.rate or FIRST_RATE
-        slope = (1 - start) / n_replacing * (1 + 1e-12)  # or rounding could keep the rate below 1 for a step more
-        words = ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear", "--scheduler_linear_k", slope]
+        words = ["--replacing_rate", f"{start:g}", "--scheduler_type", "linear"]
+        words += ["--scheduler_linear_k", slope_to_1(start, n_replacing)]
         return words + (["--finetune_whole_successor"] if cell.method == "linear-whole" else [])
 
 

@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from bert_of_theseus import TheseusLayers
-from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
+from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler, slope_to_1
 
 
 @pytest.fixture
@@ -36,7 +36,14 @@ def test_the_linear_rate_rises_by_k_a_step_up_to_1(layers):
     assert rates(LinearReplacementScheduler(layers, 0.3, 0.25), 5) == pytest.approx([0.3, 0.55, 0.8, 1.0, 1.0])
 
 
-def test_the_schedule_of_the_readme_reaches_1_after_1167_steps(layers):
+@pytest.mark.parametrize("base", [0.1, 0.3, 0.5, 0.7])
+def test_the_slope_to_1_reaches_it_after_exactly_so_many_steps(layers, base):
+    for n_steps in range(1, 400):
+        schedule = LinearReplacementScheduler(layers, base, slope_to_1(base, n_steps))
+        assert schedule.replacing_rate_at(n_steps) == 1 > schedule.replacing_rate_at(n_steps - 1)
+
+
+def test_the_schedule_of_the_2020_release_reaches_1_after_1167_steps(layers):
     in_force = rates(LinearReplacementScheduler(layers, 0.3, 0.0006), 1200)
     assert in_force[1166] < 1 and in_force[1167] == 1
     assert in_force[1000] == pytest.approx(0.9)
