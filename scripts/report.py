@@ -26,6 +26,7 @@ from grid import (
     SEARCHED_RATES,
     TITLES,
     VARIANTS,
+    Cell,
     Results,
     at_equivalent_rate,
     at_rate,
@@ -216,8 +217,16 @@ def modules(results: Results) -> str:
 Changed = list[tuple[str, int | None, list[list[Run]]]]  # method, value, for each task the runs
 
 
+def changed_from(results: Results, task: str, method: str, what: str) -> Cell | None:
+    """The best cell of a method of those that were run with another `what`; where none was, the best of all."""
+    cells = {cell: cell._replace(seed=0, **{what: None}) for cell in results.runs if getattr(cell, what)}
+    tried = [cell for cell in searched(results.runs, task, method) if cell._replace(seed=0) in cells.values()]
+    found = {cell: results.runs[cell] for cell in tried} or results.runs
+    return best_cell(found, task, method)
+
+
 def changed(results: Results, what: str) -> tuple[list[str], Changed]:
-    """Methods at their best settings, with `what`, "n_layer" or "n_steps", as it is and changed.
+    """Methods at the settings of `changed_from`, with `what`, "n_layer" or "n_steps", as it is and changed.
 
     Returns:
         The tasks on which it was changed, and the runs, of the seeds that all values of a method and task have; the
@@ -226,7 +235,7 @@ def changed(results: Results, what: str) -> tuple[list[str], Changed]:
     tasks = sorted({cell.task for cell in results.runs if getattr(cell, what)}, key=str.lower)
     found: Changed = []
     for method in results.compared():
-        best = [best_cell(results.runs, task, method) for task in tasks]
+        best = [changed_from(results, task, method, what) for task in tasks]
         values = {getattr(cell, what) for cell in results.runs if cell.method == method} - {None}
         of_method = [
             (method, value, [results.of(cell and cell._replace(**{what: value})) for cell in best])

@@ -223,6 +223,14 @@ def test_other_lengths_are_compared_over_the_seeds_that_all_have(folder, results
     assert [row[3].strip() for row in ours] == list(map(shown, columns))
 
 
+def test_other_lengths_are_compared_at_the_setting_that_they_were_run_at(results):
+    runs = dict(results.runs)
+    better = next(c for c in runs if c[:3] == ("CoLA", "linear", 42) and c.share == 0.25)
+    runs[better] = runs[better]._replace(scores=runs[better].scores | {"last": 0.99})
+    assert grid.best_cell(runs, "CoLA", "linear") == better
+    assert report.lengths(Results(runs, {}, {})) == report.lengths(results._replace(speed={}))
+
+
 def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(results):
     def without(task: str, method: str) -> Results:
         gone = {c for c in results.runs if (c.task, c.method) == (task, method) and c.n_layer}
