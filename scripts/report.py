@@ -372,7 +372,10 @@ def style(method: str) -> dict:
 
 
 def draw_comparison(results: Results, figure) -> None:
-    """A panel for each task: each run of each method, and the means. A point is as wide in all panels."""
+    """A panel for each task: each run of each method, the means, and dotted a constant answer.
+
+    A point is as wide in all panels.
+    """
     score, judged_on = judged(results)
     tasks, methods = results.tasks(), ("predecessor", *results.compared())
     figure.set_size_inches(2.6 * len(tasks) + 2.6, 1 + 0.45 * len(methods))
@@ -385,8 +388,10 @@ def draw_comparison(results: Results, figure) -> None:
         axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + f",\n{judged_on}")
         axis.grid(axis="x", alpha=0.3)
     ends = np.array([axis.get_xlim() for axis in axes])
-    half = np.ptp(ends, axis=1).max() / 2
-    for axis, middle in zip(axes, ends.mean(axis=1), strict=True):
+    half, rows_of = np.ptp(ends, axis=1).max() / 2, "held-out" if score is on_held_out else "dev"
+    for axis, task, middle in zip(axes, tasks, ends.mean(axis=1), strict=True):
+        if task in results.constant_answers:  # which may lie far outside
+            axis.axvline(100 * results.constant_answers[task][rows_of], color=GREY, linestyle=":")
         axis.set_xlim(middle - half, middle + half)
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
