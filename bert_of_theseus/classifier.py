@@ -154,6 +154,8 @@ def _load_config(source: ModelSource):
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise ModelError(f"{name} is no model: it holds no config.json")
     where = "" if os.path.isdir(name) else "no such folder, and on the Hub "
+    if where:  # without a connection the answer takes half a minute
+        logger.info("%s is no folder: looking for it on the Hub", name)
     with _told_as_model_error(f"{name}: {where}no config could be loaded"):
         config = AutoConfig.from_pretrained(name, cache_dir=source.cache_dir or None, trust_remote_code=False)
     config.__dict__.pop("auto_map", None)  # names code in the folder, which is not run: do not save it on

@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{flag} is for a --validation_file")
     for flag in ("task_name", "data_dir"):
         if getattr(args, flag) is None:
-            parser.error(f"--{flag} is missing")
+            parser.error(f"--{flag} is missing; for data of your own, give --validation_file")
     return args
 
 

@@ -130,8 +130,8 @@ train "$runs/successor" --model_name_or_path "$runs/predecessor" --num_train_epo
   --learning_rate 2e-4 --replacing_rate 0.3 --scheduler_type linear
 
 say "Comparison"
-(cd "$runs" && "$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor "${dev[@]}") |
-  tee "$runs/comparison.txt"
+table=$(cd "$runs" && "$OLDPWD/$python" "$OLDPWD/scripts/compare.py" predecessor successor "${dev[@]}")
+echo "$table" | tee "$runs/comparison.txt"
 say "Done. The successor is an ordinary model of transformers, in
    $runs/successor
 

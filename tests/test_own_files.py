@@ -327,6 +327,8 @@ def test_a_run_predicts_its_test_file_with_its_result(reviews, predecessor, tmp_
     header, *rows = csv.reader(written.read_text().splitlines())
     assert_predicted(rows, header, texts, tmp_path / "run")
     assert "predictions.csv" in json.loads((tmp_path / "run" / "run.json").read_text())["files"]
+    run_here(*own(reviews, tmp_path / "without", predecessor, *NAMES, *COMPRESS))  # predicted into by another command
+    assert "predictions.csv" not in json.loads((tmp_path / "without" / "run.json").read_text())["files"]
     before = written.read_bytes()
     written.unlink()
     run_here(*flags, "--resume")  # the finished run predicts again

@@ -28,7 +28,6 @@ from bert_of_theseus.run.files import (
 from bert_of_theseus.run.folder import (
     BEST,
     FINISHED,
-    PREDICTIONS,
     RESULTS,
     STATE,
     UNFINISHED,
@@ -217,9 +216,8 @@ class Run:
             if newest:
                 self._forget_older(newest)
             self._log = RunLog(self.folder, log_bytes, step + 1 if newest else None)
-            # A later command without training may write the results and predictions.
             event_files = (f"runs/{path.name}" for path in self._log.event_files)
-            self._claim("log.jsonl", RESULTS, PREDICTIONS, *event_files)
+            self._claim("log.jsonl", RESULTS, *event_files)  # a later command without training may write the results
 
     def _clear(self) -> None:
         """Remove what the record of an earlier run says is that run's, and nothing else."""
