@@ -242,8 +242,8 @@ def check_args(parser: OneLineParser, args) -> None:
                 parser.error(f"{flag} is for compression: give --replacing_rate too")
     elif not 0 < args.replacing_rate <= 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
-    if args.do_train and args.max_seq_length is None:
-        args.max_seq_length = 128
+    if args.do_train:  # else it depends on the model that is evaluated
+        args.max_seq_length = input_length(args.max_seq_length)
     if args.scheduler_linear_k is None and args.scheduler_type != "linear":
         args.scheduler_linear_k = 0.0
     if args.seed >= 2**32:

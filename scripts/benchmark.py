@@ -43,6 +43,7 @@ from bert_of_theseus.run.device import device_name, enough_memory
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
 from glue_processors import LABELLED, TASKS, labelled_task, read_examples
+from run_glue import refused
 
 ROOT = Path(__file__).resolve().parents[1]
 TURN = 4  # steps that one way makes before it is another one's turn
@@ -139,10 +140,8 @@ class Setting:
         self.device = torch.device("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
         self.machine = device_name(self.device)
         self.classifier = load_classifier(args.model_name_or_path, task.labels, True, args.max_seq_length)
-        try:
+        with refused(args.model_name_or_path):
             compress(copy.deepcopy(self.classifier.model), args.scc_n_layer)
-        except ValueError as error:
-            raise UserError(f"{args.model_name_or_path}: {error}") from error
         self.classifier.model.to(self.device)
         self.train, self.dev = (
             FeaturesCache([args.data_dir]).features(

@@ -141,18 +141,19 @@ def what_was_run(results: Results) -> str:
     )
 
 
-def comparison(results: Results, rows_of: str, score: Score, show: Callable[[np.ndarray], str] = spread) -> str:
-    """The paper's table 2, with what is kept of the mean, and of what lies above that of a constant answer.
+def constant_answer(results: Results, task: str, score: Score) -> float | None:
+    """What the same answer for all rows scores, in per cent; None where that was not noted."""
+    noted = results.constant_answers.get(task)
+    return noted and 100 * noted["held-out" if score is on_held_out else "dev"]
 
-    Args:
-        rows_of: what is scored, "dev" or "held-out".
-    """
+
+def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str] = spread) -> str:
+    """The paper's table 2, with what is kept of the mean, and of what lies above that of a constant answer."""
     tasks = results.tasks()
     of = "" if len(tasks) == 1 else " of the mean"
     rows = [["", *and_mean([f"{task}, {results.metric(task)}" for task in tasks]), f"kept{of}, %", "seeds"]]
-    constant = [100 * results.constant_answers[task][rows_of] for task in tasks if task in results.constant_answers]
-    floors = [0.0]
-    if len(constant) == len(tasks):
+    constant, floors = [constant_answer(results, task, score) for task in tasks], [0.0]
+    if None not in constant:
         floors.append(np.mean(constant))
         rows[0].insert(-1, f"kept{of} above a constant answer, %")
         values = [*constant, floors[-1]] if len(tasks) > 1 else constant
@@ -173,7 +174,7 @@ def comparison(results: Results, rows_of: str, score: Score, show: Callable[[np.
 def held_out(results: Results) -> str:
     """The comparison on the held-out rows, of the runs that were scored on them."""
     scored = {cell: run for cell, run in results.runs.items() if run.held_out}
-    return comparison(results._replace(runs=scored), "held-out", on_held_out) if scored else ""
+    return comparison(results._replace(runs=scored), on_held_out) if scored else ""
 
 
 def differences(results: Results) -> str:
@@ -219,10 +220,9 @@ Changed = list[tuple[str, int | None, list[list[Run]]]]  # method, value, for ea
 
 def changed_from(results: Results, task: str, method: str, what: str) -> Cell | None:
     """The best cell of a method of those that were run with another `what`; where none was, the best of all."""
-    cells = {cell: cell._replace(seed=0, **{what: None}) for cell in results.runs if getattr(cell, what)}
-    tried = [cell for cell in searched(results.runs, task, method) if cell._replace(seed=0) in cells.values()]
-    found = {cell: results.runs[cell] for cell in tried} or results.runs
-    return best_cell(found, task, method)
+    settings = {cell._replace(seed=0, **{what: None}) for cell in results.runs if getattr(cell, what)}
+    tried = [cell for cell in searched(results.runs, task, method) if cell._replace(seed=0) in settings]
+    return best_cell({cell: results.runs[cell] for cell in tried} or results.runs, task, method)
 
 
 def changed(results: Results, what: str) -> tuple[list[str], Changed]:
@@ -343,8 +343,8 @@ def speed(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "grid": what_was_run,
     "held-out": held_out,
-    "dev": partial(comparison, rows_of="dev", score=on_dev),
-    "as-the-paper": partial(comparison, rows_of="dev", score=best_on_dev, show=median),
+    "dev": partial(comparison, score=on_dev),
+    "as-the-paper": partial(comparison, score=best_on_dev, show=median),
     "differences": differences,
     "depths": depths,
     "lengths": lengths,
@@ -388,10 +388,11 @@ def draw_comparison(results: Results, figure) -> None:
         axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + f",\n{judged_on}")
         axis.grid(axis="x", alpha=0.3)
     ends = np.array([axis.get_xlim() for axis in axes])
-    half, rows_of = np.ptp(ends, axis=1).max() / 2, "held-out" if score is on_held_out else "dev"
+    half = np.ptp(ends, axis=1).max() / 2
     for axis, task, middle in zip(axes, tasks, ends.mean(axis=1), strict=True):
-        if task in results.constant_answers:  # which may lie far outside
-            axis.axvline(100 * results.constant_answers[task][rows_of], color=GREY, linestyle=":")
+        constant = constant_answer(results, task, score)
+        if constant is not None:  # it may lie far outside
+            axis.axvline(constant, color=GREY, linestyle=":")
         axis.set_xlim(middle - half, middle + half)
     axes[0].set_yticks(range(len(methods)), [TITLES[method] for method in methods])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)

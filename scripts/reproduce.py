@@ -39,7 +39,7 @@ from bert_of_theseus import compress, load_successor, successor_size
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
 from bert_of_theseus.data.features import tokenize
 from bert_of_theseus.data.scores import DevSets, chance_score
-from bert_of_theseus.data.task import DataError
+from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import BEST
@@ -189,8 +189,9 @@ class Commands:
             hold_out(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
             n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
             self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
-            held_out_sha256[name] = self.held_out_sha256(name)
-            self.note_constant_answer(name)
+            dev, held_out = (self.first_dev_set(name, of(name)) for of in (self.data_dir, self.held_out_dir))
+            held_out_sha256[name] = held_out.sha256
+            self.note_constant_answer(name, {"dev": dev, "held-out": held_out})
         names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
         settings = {name: getattr(args, name) for name in names.split()}
         if args.depths:
@@ -213,16 +214,13 @@ class Commands:
         """The held-out rows, as dev sets."""
         return self.args.output_dir / "held_out" / task
 
-    def held_out_sha256(self, task: str) -> str:
-        """A digest of the held-out rows."""
-        return next(iter(read_dev_sets(self.task(task), self.held_out_dir(task)).values())).sha256
+    def first_dev_set(self, task: str, folder: Path) -> Examples:
+        return next(iter(read_dev_sets(self.task(task), folder).values()))
 
-    def note_constant_answer(self, task: str) -> None:
-        """Write what a model scores that gives every row of the dev set, or of the held-out rows, the same answer."""
-        scores, path = {}, self.args.output_dir / "results" / task / CONSTANT_ANSWER
-        for name, folder in (("dev", self.data_dir(task)), ("held-out", self.held_out_dir(task))):
-            first = next(iter(read_dev_sets(self.task(task), folder).values()))
-            scores[name] = chance_score(self.task(task), np.array(first.labels))
+    def note_constant_answer(self, task: str, sets: dict[str, Examples]) -> None:
+        """Write what a model scores that gives every row the same answer."""
+        scores = {name: chance_score(self.task(task), examples.labels) for name, examples in sets.items()}
+        path = self.args.output_dir / "results" / task / CONSTANT_ANSWER
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(scores, indent=2) + "\n")
 
