@@ -579,8 +579,7 @@ def is_multiple(step: int, every: int) -> bool:
 
 def show_progress(bar: tqdm, epoch: int, rates: dict[str, float], loss: torch.Tensor | None) -> None:
     if bar.update():  # the bar has been redrawn: only then a GPU has to be waited for
-        bar.set_description(f"Epoch {epoch + 1}", refresh=False)
-        shown = {} if loss is None else {"loss": loss.item() * n_processes()}
+        shown = {"epoch": epoch + 1} | ({} if loss is None else {"loss": loss.item() * n_processes()})
         bar.set_postfix(shown | {"rate": rates["replacing_rate"]} if "replacing_rate" in rates else shown)
 
 

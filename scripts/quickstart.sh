@@ -11,7 +11,7 @@ Makes a virtual environment, fine-tunes a small pre-trained BERT on a GLUE task 
 half its layers, and compares the two. The default takes about five minutes on two CPU cores. A second call uses again
 what is finished.
 
-  --task        a task of GLUE, named as its folder is (default: STS-B)
+  --task        a task of GLUE, in any case (default: STS-B)
   --train_file, --validation_file
                 your own data: .csv, .tsv, .json or .jsonl with the columns sentence (or sentence1 and sentence2) and
                 label. For other columns, for scores as labels, or for fewer rows give run_glue.py's flags too:
@@ -49,11 +49,11 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$train_file$validation_file" ] || [ -z "$task$demo" ] || die "--task and --demo are for GLUE, not for --train_file"
 [ -n "$train_file" ] || [ ${#columns[@]} -eq 0 ] || die "${columns[0]} is for a --train_file"
-task=${task:-STS-B}
-case $task in
-  CoLA | SST-2 | MRPC | STS-B | QQP | MNLI | QNLI | RTE | WNLI) ;;
-  *) die "--task $task: there are CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" ;;
-esac
+asked=${task:-STS-B} task=
+for name in CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI; do
+  if (shopt -s nocasematch && [[ $name = "$asked" ]]); then task=$name; fi
+done
+[ -n "$task" ] || die "--task $asked: there are CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI"
 if [ -n "$train_file$validation_file" ]; then
   for name in train_file validation_file; do
     [ -n "${!name}" ] || die "--$name is missing"

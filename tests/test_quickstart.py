@@ -28,6 +28,7 @@ def quickstart(*args: object, root: Path = ROOT, **environment: str) -> subproce
         (["--train_file", __file__, "--task", "RTE"], {}, "--task and --demo are for GLUE, not for --train_file"),
         (["--text_column_names", "a"], {}, "--text_column_names is for a --train_file"),
         ([], {"GLUE_DIR": "/nowhere"}, "there is no /nowhere/STS-B/train.tsv"),
+        (["--task", "cola"], {"GLUE_DIR": "/nowhere"}, "there is no /nowhere/CoLA/train.tsv"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, environment, reason):
