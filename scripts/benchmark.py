@@ -61,6 +61,7 @@ class Way:
     all_gradients: bool = False
     onednn: bool | None = None  # None: where it is faster
     masks: bool = True
+    bf16: bool = False
 
 
 OURS = Way("run_glue.py")
@@ -72,6 +73,7 @@ WITHOUT = [
     Way("without oneDNN's matrix products", onednn=False),
     Way("without dropout masks of 16 bits", masks=False),
     Way("with --no_fast_kernels", onednn=False, masks=False),
+    Way("with --bf16", bf16=True),
 ]
 
 
@@ -89,7 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=at_least(1), default=24, help="steps to time of each way (default: %(default)s)")
     add("--rounds", type=at_least(1), default=5, help="timings of each inference (default: %(default)s)")
     add("--baseline", action="store_true", help="time the 2020 release's way too, and say how many times faster we are")
-    add("--without", action="store_true", help="time it without each of what makes it fast, one at a time")
+    add("--without", action="store_true", help="time it without each of what makes it fast, and with bf16")
     add("--against", type=Path, metavar="DIR", help="time whole runs of another checkout's run_glue.py too, in turns")
     add("--no_memory", action="store_true", help="leave out peak memory, for which each way runs again on its own")
     add("--json", metavar="FILE", help="write all figures there as well")
@@ -209,7 +211,10 @@ class Trainer:
         start = self.setting.now()
         parts = self.parts(rows)
         data = self.setting.now() - start
-        self.release_step(parts[0][0]) if self.way.release else train_step(self.state, [parts], self.max_grad_norm)
+        if self.way.release:
+            self.release_step(parts[0][0])
+        else:
+            train_step(self.state, [parts], self.max_grad_norm, torch.bfloat16 if self.way.bf16 else None)
         total = self.setting.now() - start
         forward, optimiser = sum(self.marks["forward"]), sum(self.marks["optimiser"])
         backward = total - data - forward - optimiser  # clipping included
