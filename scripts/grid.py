@@ -38,7 +38,7 @@ CONSTANT_ANSWER = "constant_answer.json"  # {"dev": the main metric, "held-out":
 NEEDED = dict.fromkeys(VARIANTS, "linear") | dict.fromkeys(MORE, "constant")  # whose best setting each has
 TITLES = {"predecessor": "predecessor"} | COMPARED | VARIANTS
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
-FIRST_SHARE = 0.5  # with which the learning rate is searched, where something is replaced
+FIRST_SHARE = 0.5  # with which the learning rate is searched
 FIRST_RATE = 0.3  # from which the linear schedule starts, where its cell has no rate
 RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 SEARCHED_RATES = {"constant": (0.5, 0.3, 0.7), "linear": (0.3, 0.1, 0.5), "linear-whole": (0.3, 0.1, 0.5)}
@@ -100,9 +100,9 @@ class Results(NamedTuple):
         cells = [other for other in self.runs if cell and other._replace(seed=cell.seed) == cell]
         return [self.runs[other] for other in sorted(cells, key=lambda other: other.seed)]
 
-    def best(self, task: str, method: str) -> list[Run]:
-        """The runs of a method at its best setting, by seed."""
-        return self.of(best_cell(self.runs, task, method))
+    def best(self, task: str, method: str, as_first: bool = False) -> list[Run]:
+        """The runs of a method at its best setting, by seed; `as_first` is that of `best_cell`."""
+        return self.of(best_cell(self.runs, task, method, as_first))
 
 
 def read_results(folder: Path) -> Results:
@@ -125,15 +125,15 @@ def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
     return sorted((cell for cell in ours if cell.seed == first), key=order)
 
 
-def best_cell(runs: dict[Cell, Run], task: str, method: str, first_rate: bool = False) -> Cell | None:
+def best_cell(runs: dict[Cell, Run], task: str, method: str, as_first: bool = False) -> Cell | None:
     """The run of the search with the best dev score after the last step; None where there is none.
 
     Args:
-        first_rate: of the runs with the rate that is tried first.
+        as_first: of the runs with the share and the rate that are tried first.
     """
     cells = searched(runs, task, method)
-    if first_rate:
-        cells = [cell for cell in cells if cell == at_first_rate(cell)]
+    if as_first:
+        cells = [cell for cell in cells if cell == at_first(cell)]
     return max(cells, key=lambda cell: runs[cell].scores["last"], default=None)
 
 
@@ -144,9 +144,11 @@ def at_rate(cell: Cell, rate: float) -> Cell:
     return cell._replace(rate=None if cell.method != "constant" and rate == FIRST_RATE else rate)
 
 
-def at_first_rate(cell: Cell) -> Cell:
-    """With the rate with which learning rate and share are searched."""
-    return at_rate(cell, SEARCHED_RATES[cell.method][0]) if cell.method in SEARCHED_RATES else cell
+def at_first(cell: Cell) -> Cell:
+    """With the share and the rate with which the learning rate is searched, where something is replaced."""
+    if cell.method not in SEARCHED_RATES:
+        return cell
+    return at_rate(cell, SEARCHED_RATES[cell.method][0])._replace(share=FIRST_SHARE)
 
 
 def at_equivalent_rate(cell: Cell, rate: float) -> Cell:
@@ -205,10 +207,10 @@ class Plan:
         """The run whose model the others of this seed start from."""
         return self.best(task, "predecessor")._replace(seed=seed)
 
-    def best(self, task: str, method: str, first_rate: bool = False) -> Cell:
+    def best(self, task: str, method: str, as_first: bool = False) -> Cell:
         """The `best_cell` so far; before the search has begun, a guess, from which the plan is made."""
         ladder = self.learning_rates
-        found = best_cell(read_results(self.results / task / method).runs, task, method, first_rate)
+        found = best_cell(read_results(self.results / task / method).runs, task, method, as_first)
         if found is None:  # the search will need as many runs as if the higher one of the middle two were the best
             middle = min(len(ladder) - 1, (len(ladder) + 1) // 2)
             return self.first(task, method, ladder[middle])
@@ -218,8 +220,7 @@ class Plan:
 
     def first(self, task: str, method: str, learning_rate: str) -> Cell:
         """The cell in which a learning rate of the search is tried."""
-        share = FIRST_SHARE if method in SEARCHED_RATES else None
-        return at_first_rate(Cell(task, method, self.seeds[0], learning_rate, share))
+        return at_first(Cell(task, method, self.seeds[0], learning_rate))
 
     def compared(self) -> list[str]:
         return [method for method in COMPARED if method in self.methods]
@@ -229,7 +230,7 @@ class Plan:
         yield from self.learning_rate_search(["predecessor"])
         yield from self.learning_rate_search(self.compared())
         replacing = [method for method in SEARCHED_RATES if method in self.methods]
-        best = [self.best(task, method, first_rate=True) for method in replacing for task in self.tasks]
+        best = [self.best(task, method, as_first=True) for method in replacing for task in self.tasks]
         if "share" in self.search:
             yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
         best = [self.best(task, method) for method in replacing for task in self.tasks]

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from grid import (
     COMPARED,
     CUT,
     FIRST_RATE,
+    FIRST_SHARE,
     RATES,
     SEARCHED_RATES,
     TITLES,
@@ -126,6 +128,35 @@ def percent_kept(
 # ------------------------------------------------------------------------------------------- tables
 
 
+class Entry(NamedTuple):
+    """A method of the comparison, and its runs on each task."""
+
+    title: str
+    method: str
+    runs: list[list[Run]]
+
+
+def entries(results: Results) -> list[Entry]:
+    """The methods at their best settings; and with the share and the rate that are tried first, where these are others.
+
+    The latter only where they were run on the same seeds.
+    """
+    tasks, found = results.tasks(), []
+    for method in results.compared():
+        best, first = ([results.best(task, method, as_first) for task in tasks] for as_first in (False, True))
+        found.append(Entry(TITLES[method], method, best))
+        if first != best and common_seeds(first) == common_seeds(best):
+            rate = SEARCHED_RATES[method][0]
+            found.append(Entry(TITLES[method] + setting_in_words(method, rate, FIRST_SHARE), method, first))
+    return found
+
+
+def setting_in_words(method: str, rate: float, share: float) -> str:
+    """What follows the title of a method; nothing where nothing is replaced."""
+    start = f", at {rate:g}" if method == "constant" else f", from {rate:g}"
+    return f"{start}, 1 after {share:g}" if share else ""
+
+
 def what_was_run(results: Results) -> str:
     """What was run."""
     tasks = results.tasks()
@@ -159,10 +190,9 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
         values = [*constant, floors[-1]] if len(tasks) > 1 else constant
         rows.append(["constant answer", *(f"{value:.1f}" for value in values), "-", "-", "-"])
     predecessors = [results.best(task, "predecessor") for task in tasks]
-    for method in ("predecessor", *results.compared()):
-        ours = [results.best(task, method) for task in tasks]
+    for title, method, ours in [Entry("predecessor", "predecessor", predecessors), *entries(results)]:
         values = by_seed(ours, score)
-        row = [TITLES[method], *(show(np.array([score(run) for run in runs])) for runs in ours)]
+        row = [title, *(show(np.array([score(run) for run in runs])) for runs in ours)]
         if len(tasks) > 1:
             row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
         for floor in floors:
@@ -179,14 +209,13 @@ def held_out(results: Results) -> str:
 
 def differences(results: Results) -> str:
     """What Theseus is ahead of each cut baseline, and its schedules of each other; over the seeds that both have."""
-    tasks, compared, (score, judged_on) = results.tasks(), results.compared(), judged(results)
-    replacing = [method for method in compared if method not in CUT]
-    pairs = [(ours, other) for ours in replacing for other in compared if other in CUT]
+    compared, (score, judged_on) = entries(results), judged(results)
+    replacing = [entry for entry in compared if entry.method not in CUT]
+    pairs = [(ours, other) for ours in replacing for other in compared if other.method in CUT]
     pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
-    rows = [[judged_on, *and_mean(tasks)]]
+    rows = [[judged_on, *and_mean(results.tasks())]]
     for ours, other in pairs:
-        a, b = ([results.best(task, method) for task in tasks] for method in (ours, other))
-        rows.append([f"{TITLES[ours]} minus {TITLES[other]}", *by_column(a, b, score)])
+        rows.append([f"{ours.title} minus {other.title}", *by_column(ours.runs, other.runs, score)])
     return markdown(rows) if pairs else ""
 
 
@@ -299,8 +328,7 @@ def search(results: Results) -> str:
         for rate, share in sorted({(cell.rate or FIRST_RATE, cell.share or 0) for cell in cells}):
             ours = [cell for cell in cells if (cell.rate or FIRST_RATE, cell.share or 0) == (rate, share)]
             found = {(cell.task, cell.learning_rate): cell for cell in ours}
-            start = f", at {rate:g}" if method == "constant" else f", from {rate:g}"
-            row = [TITLES[method] + (f"{start}, 1 after {share:g}" if share else "")]
+            row = [TITLES[method] + setting_in_words(method, rate, share)]
             for cell in map(found.get, columns):
                 text = f"{on_dev(results.runs[cell]):.1f}" if cell else "-"
                 row.append(f"**{text}**" if cell and cell in best else text)

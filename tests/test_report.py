@@ -135,6 +135,21 @@ def test_what_is_kept_is_also_told_above_a_constant_answer(folder, results):
     assert "constant" not in report.TABLES["held-out"](only_one).replace("constant rate", "")
 
 
+def test_where_another_share_is_best_the_one_that_was_tried_first_has_a_row_too(folder, results):
+    quarter = {cell: run for cell, run in results.runs.items() if cell.folder.startswith("CoLA/linear/lr1e-4-by0.25")}
+    better = {cell: run._replace(scores=run.scores | {"last": 0.9}) for cell, run in quarter.items()}
+    better = {cell._replace(seed=seed): run._replace(seed=seed) for cell, run in better.items() for seed in SEEDS}
+    tried = results._replace(runs=results.runs | better)
+    first = of_method(folder, "linear/lr1e-4-by0.5")
+    rows = cells_of(report.TABLES["held-out"](tried))
+    assert rows["Theseus (linear)"][:2] == ["90.0 ± 0.0", shown(first[1])]
+    title = "Theseus (linear), from 0.3, 1 after 0.5"
+    assert rows[title][:3] == [*map(shown, first), shown(first.mean(0))]
+    assert cells_of(report.TABLES["differences"](tried))[f"{title} minus Theseus (linear)"][1] == "+0.0 ± 0.0"
+    of_one_seed = {cell: run for cell, run in better.items() if cell.seed == 42}
+    assert title not in report.TABLES["held-out"](results._replace(runs=results.runs | of_one_seed))
+
+
 def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(folder, results):
     best = of_method(folder, "linear/lr1e-4-by0.5", "best")
     theirs = of_method(folder, "predecessor/lr1e-4", "last")  # which has no best step
