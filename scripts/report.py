@@ -415,9 +415,8 @@ def draw_comparison(results: Results, figure) -> None:
             axis.plot(mean(values), y, "|", color=colour(method), markersize=22, markeredgewidth=2.5)
         axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + f",\n{judged_on}")
         axis.grid(axis="x", alpha=0.3)
-    ends = np.array([axis.get_xlim() for axis in axes])
-    half = np.ptp(ends, axis=1).max() / 2
-    for axis, task, middle in zip(axes, tasks, ends.mean(axis=1), strict=True):
+    middles, half = middle_and_half(np.array([axis.get_xlim() for axis in axes]))
+    for axis, task, middle in zip(axes, tasks, middles, strict=True):
         constant = constant_answer(results, task, score)
         if constant is not None:  # it may lie far outside
             axis.axvline(constant, color=GREY, linestyle=":")
@@ -434,7 +433,7 @@ def draw_rates(results: Results, figure) -> None:
     for (name, of), line in zip(found.items(), ("o-", "s--"), strict=True):
         scores = [np.array([score(run) for run in runs]) for runs in of.values()]
         if len(scores) > 1:
-            label = f"learning rate{'' if name == 'fixed' else ' times rate'} fixed"
+            label = f"{TITLES['constant']}, learning rate{'' if name == 'fixed' else ' times rate'} fixed"
             axis.errorbar(
                 list(of),
                 list(map(mean, scores)),
@@ -459,10 +458,14 @@ def draw_lines(axis, methods: dict[str, list[Run]], score: Score) -> None:
 
 
 def draw_curves(results: Results, figure) -> None:
-    """A panel for each task: the score against the number of steps, and the predecessors' of the same seeds."""
+    """A panel for each task: the score against the number of steps, and the predecessors' of the same seeds.
+
+    A point is as high in all panels.
+    """
     (tasks, found), (score, judged_on) = changed(results, "n_steps"), judged(results)
     figure.set_size_inches(3.8 * len(tasks) + 1.5, 3.6)
-    for i, (axis, task) in enumerate(zip(figure.subplots(1, len(tasks), squeeze=False).flat, tasks, strict=True)):
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for i, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         for method in dict.fromkeys(method for method, _, _ in found):
             runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
             points = sorted((of[0].steps, np.mean([score(run) for run in of])) for of in runs)
@@ -472,10 +475,20 @@ def draw_curves(results: Results, figure) -> None:
         seeds, steps = {run.seed for run in shown}, sorted({run.steps for run in shown})
         predecessors = [run for run in results.best(task, "predecessor") if run.seed in seeds]
         draw_lines(axis, {"predecessor": predecessors}, score)
-        axis.set(title=f"{task}, {judged_on}", xlabel="steps", ylabel=f"{results.metric(task)}, %", xscale="log")
+        title = f"{task}, {judged_on}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+        axis.set(title=title, xlabel="steps", ylabel=f"{results.metric(task)}, %", xscale="log")
+        axis.title.set_fontsize(10)
         axis.set_xticks(steps, [f"{n:,}" for n in steps])
         axis.minorticks_off()
         axis.legend(fontsize=8)
+    middles, half = middle_and_half(np.array([axis.get_ylim() for axis in axes]))
+    for axis, middle in zip(axes, middles, strict=True):
+        axis.set_ylim(middle - half, middle + half)
+
+
+def middle_and_half(ends: np.ndarray) -> tuple[np.ndarray, float]:
+    """Of the ends of several axes, (axes, 2), their middles, and half of the longest."""
+    return ends.mean(axis=1), np.ptp(ends, axis=1).max() / 2
 
 
 def times_as_fast(results: Results, tasks: Sequence[str], n_layer: int | None) -> float:
@@ -496,14 +509,19 @@ def draw_speed(results: Results, figure) -> None:
     figure.set_size_inches(7, 4.2)
     axis = figure.subplots()
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
+    kept = [mean(percent_kept([columns[i] for i in at], predecessors, score)) for _, _, columns in found]
+    depths = [n_layer for _, n_layer, _ in found]
+    faster = [times_as_fast(results, tasks, n_layer) for n_layer in depths]
     for method in dict.fromkeys(method for method, _, _ in found):
-        points = [
-            (times_as_fast(results, tasks, n_layer), mean(percent_kept([columns[i] for i in at], predecessors, score)))
-            for name, n_layer, columns in found
-            if name == method
-        ]
+        points = [(x, y) for x, y, (name, _, _) in zip(faster, kept, found, strict=True) if name == method]
         axis.plot(*zip(*points, strict=True), **style(method))
-    axis.set(xlabel="times as fast as the predecessor", ylabel="kept of the predecessor's mean, %")
+    for n_layer in dict.fromkeys(depths):
+        point = max((x, y) for x, y, depth in zip(faster, kept, depths, strict=True) if depth == n_layer)
+        text = f"{n_layer} layer{'s' * (n_layer > 1)}" if n_layer else "half of the layers"
+        axis.annotate(text, point, (7, 7), textcoords="offset points", fontsize=9)
+    axis.margins(x=0.12)
+    measured = ", ".join(task for task in tasks if task in results.speed)
+    axis.set(xlabel=f"times as fast as the predecessor ({measured})", ylabel="kept of the predecessor's mean, %")
     axis.set_title(f"{', '.join(tasks[i] for i in at)}, {judged_on}")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
