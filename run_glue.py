@@ -187,7 +187,7 @@ def flags_of_input(add: Callable) -> None:
 def flags_of_device(add: Callable) -> None:
     add("--no_cuda", action="store_true", help="use the CPU even where there are GPUs")
     add("--fp16", action="store_true", help="mixed precision with float16 (GPU)")
-    add("--bf16", action="store_true", help="mixed precision with bfloat16")
+    add("--bf16", action="store_true", help="mixed precision with bfloat16 (GPU, or a processor with AMX)")
     add("--tf32", action="store_true", help="matrix products in TensorFloat-32 (GPU)")
     add("--torch_compile", action="store_true", help="compile the layers, which is slow to start (GPU)")
     add("--gradient_checkpointing", action="store_true", help="less memory: activations are computed twice")

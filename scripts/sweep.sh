@@ -19,12 +19,13 @@ CUDA_VISIBLE_DEVICES, or on each that nvidia-smi lists. Variables say what to ru
   LEARNING_RATES  default: "2e-5", which is for a BERT-base; small models need higher ones
   REPLACING_RATES default: "0.3"; the constant rate, or the one that the linear schedule starts from
   KS              linear schedule: what the rate gains each step; it is 1 after (1 - rate) / k steps
-  STEPS           constant rate: steps at this rate, before it becomes 1
+  STEPS           constant rate: steps at this rate, before it becomes 1. Where neither KS nor STEPS is set, the
+                  schedule is linear, and the rate is 1 after half of the steps
   SEEDS           default: "42"; all settings are run with the first seed, then with the next
   PYTHON          default: python
 
-KS, STEPS or both are needed. What follows -- is handed to run_glue.py after the sweep's own arguments. It is not part
-of a folder's name, so other arguments need another OUTPUT_DIR.
+What follows -- is handed to run_glue.py after the sweep's own arguments. It is not part of a folder's name, so other
+arguments need another OUTPUT_DIR.
 
 Ctrl-C and SIGTERM stop the runs. The same command again skips finished runs, which have a run.json, and resumes the
 others. What a run prints goes to FOLDER.log beside its folder. A failed run does not stop the others: the failed ones
@@ -68,7 +69,6 @@ fi
 for name in $needed; do
   [ -n "${!name-}" ] || die "$name is not set"
 done
-[ -n "$KS$STEPS" ] || die "neither KS (linear schedule) nor STEPS (constant rate) is set"
 for name in LEARNING_RATES REPLACING_RATES KS STEPS SEEDS; do
   for value in ${!name}; do
     [[ $value =~ ^[0-9.eE+-]+$ ]] || die "$name: $value is not a number"
@@ -91,6 +91,7 @@ for seed in $SEEDS; do
     for lr in $LEARNING_RATES; do
       for rate in $REPLACING_RATES; do
         common="--learning_rate $lr --seed $seed --replacing_rate $rate"
+        [ -n "$KS$STEPS" ] || runs+=("$task/linear-rate$rate-lr$lr-seed$seed $common --scheduler_type linear")
         for k in $KS; do
           runs+=("$task/linear-rate$rate-k$k-lr$lr-seed$seed $common --scheduler_type linear --scheduler_linear_k $k")
         done

@@ -189,13 +189,19 @@ def test_a_stopped_sweep_leaves_no_process_and_makes_the_rest_when_called_again(
     assert again.returncode == 0 and again.stdout.count("finished after") == 3
 
 
+def test_without_slopes_and_steps_the_linear_rate_is_1_after_half_of_them(settings):
+    done = sweep(settings | {"KS": "", "LEARNING_RATES": "2e-5 5e-5"}, "--list")
+    runs = [run_glue.parse_args(shlex.split(line)[2:]) for line in done.stdout.splitlines()]
+    assert [Path(args.output_dir).name for args in runs] == [f"linear-rate0.3-lr{lr}-seed42" for lr in ("2e-5", "5e-5")]
+    assert all((args.scheduler_type, args.scheduler_linear_k) == ("linear", None) for args in runs)
+
+
 @pytest.mark.parametrize(
     ("changes", "args", "message"),
     [
         ({"GLUE_DIR": ""}, [], "GLUE_DIR is not set"),
         ({"GLUE_DIR": "/nowhere"}, [], "GLUE_DIR: there is no folder /nowhere/MRPC"),
         ({"PREDECESSORS": "/nowhere"}, [], "PREDECESSORS: there is no model in /nowhere/MRPC"),
-        ({"KS": ""}, [], "neither KS (linear schedule) nor STEPS (constant rate) is set"),
         ({"LEARNING_RATES": "2e-5,5e-5"}, [], "LEARNING_RATES: 2e-5,5e-5 is not a number"),
         ({"SEEDS": "$(touch x) *"}, [], "SEEDS: $(touch is not a number"),
         ({}, ["--dry-run"], "unknown argument --dry-run"),
