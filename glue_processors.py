@@ -76,7 +76,7 @@ TASKS: dict[str, GlueTask] = {
     )
 }
 LABELLED = tuple(name for name, task in TASKS.items() if task.metrics)  # those that a model can be trained on
-_SPELLINGS = {"sst2": "sst-2", "stsb": "sts-b"}
+_SPELLINGS = {"sst2": "sst-2", "stsb": "sts-b", "diagnostic": "ax"}
 
 
 def find_task(name: str) -> GlueTask:

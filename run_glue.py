@@ -38,7 +38,7 @@ from bert_of_theseus.classifier import (
 from bert_of_theseus.cpu_kernels import describe_kernels, fast_kernels
 from bert_of_theseus.data.features import Features, FeaturesCache
 from bert_of_theseus.data.own_files import OwnFiles, Texts, as_predictions, listed, read_own_files, read_texts
-from bert_of_theseus.data.scores import DevSets, Score, comparison
+from bert_of_theseus.data.scores import DevSets, Score, chance_score, comparison
 from bert_of_theseus.data.task import Data, DataError, Examples, Task
 from bert_of_theseus.data_parallel import n_processes, rank
 from bert_of_theseus.model_card import model_card
@@ -285,7 +285,7 @@ def warn_about(args) -> None:
         logger.warning("--scheduler_linear_k is ignored: it is for --scheduler_type linear")
     if args.scheduler_type == "linear" and args.scheduler_linear_k == 0.0:
         logger.warning("--scheduler_linear_k is 0: the replacing rate stays at %g", args.replacing_rate)
-    if args.scheduler_type == "none" and args.steps_for_replacing == 0:
+    if args.scheduler_type == "none" and args.steps_for_replacing == 0 and args.replacing_rate < 1:
         logger.warning(
             "--steps_for_replacing is 0: only the first step runs at replacing rate %g, all others at 1",
             args.replacing_rate,
@@ -318,13 +318,7 @@ def main(args, variant: Callable | None = None) -> None:
         texts = read_texts(args.test_file, OwnFiles.of(vars(args), record)) if args.test_file else None
         if run.is_finished():
             run.check(record, may_differ(args))
-            logger.info("The run in %s is finished: nothing is left to train", run.folder)
-            run.clean_up()
-            if args.do_eval:
-                evaluate_alone(args, device, run.folder)
-            if texts:
-                predictions = predict_texts(args, data.task, texts, device)
-                on_main(write_whole, run.folder / PREDICTIONS, predictions)
+            use_finished(args, data.task, run, texts, device)
             return
         transformers.set_seed(args.seed)
         classifier = load_model(args, data.task, device)
@@ -359,12 +353,22 @@ def main(args, variant: Callable | None = None) -> None:
         finish(args, data.task, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
 
 
+def use_finished(args, task: Task, run: Run, texts: Texts | None, device: torch.device) -> None:
+    """Evaluate a run that was finished before, and predict with it, as far as that is asked for."""
+    logger.info("The run in %s is finished: nothing is left to train", run.folder)
+    run.clean_up()
+    if args.do_eval:
+        evaluate_alone(args, device, run.folder)
+    if texts:
+        on_main(write_whole, run.folder / PREDICTIONS, predict_texts(args, task, texts, device))
+
+
 def train(args, state: TrainState, classifier: Classifier, data: Features, dev_sets: DevSets, run: Run) -> Score | None:
     """Train up to the last step. Returns the score after it, if it was evaluated.
 
     Raises:
         SystemExit: a signal has asked for the end; the state is saved.
-        UserError: a loss or a weight is not a finite number; nothing of it is saved.
+        LossError: a loss or a weight is not a finite number; nothing of it is saved.
     """
     score = None
     write = partial(write_model, args, dev_sets.task, state, classifier)
@@ -580,7 +584,9 @@ def is_multiple(step: int, every: int) -> bool:
 def show_progress(bar: tqdm, epoch: int, rates: dict[str, float], loss: torch.Tensor | None) -> None:
     if bar.update():  # the bar has been redrawn: only then a GPU has to be waited for
         shown = {"epoch": epoch + 1} | ({} if loss is None else {"loss": loss.item() * n_processes()})
-        bar.set_postfix(shown | {"rate": rates["replacing_rate"]} if "replacing_rate" in rates else shown)
+        if "replacing_rate" in rates:
+            shown["rate"] = rates["replacing_rate"]
+        bar.set_postfix(shown)
 
 
 # ------------------------------------------------------------------------------------------ evaluate
@@ -591,7 +597,7 @@ def score_predecessor(classifier: Classifier, dev_sets: DevSets) -> Score:
     task, features = dev_sets.task, next(iter(dev_sets.features.values()))
     # A first batch warms the device up: else the predecessor's seconds would flatter the successor.
     classifier.predict(features.head(dev_sets.batch_size * n_processes()), dev_sets.batch_size)
-    score, chance = dev_sets.score(classifier), dev_sets.chance()
+    score, chance = dev_sets.score(classifier), chance_score(task, features.labels)
     say("Predecessor", f"{task.main_key} {score.main:.4f}")
     if score.main <= chance:
         logger.warning(
@@ -604,6 +610,13 @@ def score_predecessor(classifier: Classifier, dev_sets: DevSets) -> Score:
     return score
 
 
+def load_trained(args, folder: Path, task: Task, device: torch.device) -> Classifier:
+    """The model that a run has left in a folder, on this process's device."""
+    classifier = load_classifier(str(folder), task.labels, max_seq_length=args.max_seq_length)
+    classifier.model.to(device)
+    return classifier
+
+
 def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     """--do_eval without training: evaluate the model in output_dir or, if it has none, model_name_or_path."""
     has_model = on_main((folder / "config.json").is_file)
@@ -614,11 +627,8 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
         )
     data = read_data(args)
     args.max_seq_length = input_length(args.max_seq_length, folder if has_model else args.model_name_or_path)
-    if has_model:  # the flags about loading are about model_name_or_path
-        classifier = load_classifier(str(folder), data.task.labels, max_seq_length=args.max_seq_length)
-        classifier.model.to(device)
-    else:
-        classifier = load_model(args, data.task, device)
+    # The flags about loading are about model_name_or_path.
+    classifier = load_trained(args, folder, data.task, device) if has_model else load_model(args, data.task, device)
     logger.info("Evaluating %s", folder if has_model else args.model_name_or_path)
     dev_sets = tokenize_dev_sets(args, classifier, data)
     score = dev_sets.score(classifier)
@@ -635,8 +645,7 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
 def predict_texts(args, task: Task, texts: Texts, device: torch.device) -> str:
     """What the run's model predicts of texts, as CSV."""
     processes.wait_for_all()  # for the files of the model
-    classifier = load_classifier(args.output_dir, task.labels, max_seq_length=args.max_seq_length)
-    classifier.model.to(device)
+    classifier = load_trained(args, Path(args.output_dir), task, device)
     logits = classifier.predict_examples(texts.examples, args.max_seq_length, args.per_gpu_eval_batch_size)
     return as_predictions(texts, task.labels, logits)
 
@@ -648,9 +657,7 @@ def checkpoint_results(
     task, results = dev_sets.task, {}
     for folder in folders:
         before_each()
-        classifier = load_classifier(str(folder), task.labels, max_seq_length=args.max_seq_length)
-        classifier.model.to(device)
-        score = dev_sets.score(classifier)
+        score = dev_sets.score(load_trained(args, folder, task, device))
         logger.info("%s: %s %.4f", folder.name, task.main_key, score.main)
         results |= {f"{key}_{folder.name[11:]}": value for key, value in score.metrics.items()}
     return results
@@ -754,6 +761,7 @@ def describe_run(args, device: torch.device, data: Data) -> dict:
     files = {names[name]: examples for name, examples in data.dev.items()}
     files[task.train if args.task_name else "--train_file"] = data.train
     return records.describe(vars(args), device, Path(__file__).resolve().parent) | {
+        "processes": n_processes(),
         "task": task.name,
         "main_metric": task.main_key,
         "variant": args.variant,

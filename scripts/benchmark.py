@@ -39,10 +39,12 @@ from bert_of_theseus.run.command_line import (
     log_plainly,
     one_line_errors,
 )
-from bert_of_theseus.run.device import device_name, enough_memory
+from bert_of_theseus.run.device import device_name, enough_memory, first_device
 from bert_of_theseus.run.files import write_whole
+from bert_of_theseus.run.folder import input_length
 from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
 from glue_processors import LABELLED, TASKS, labelled_task, read_examples
+from replacement_scheduler import slope_to_1
 from run_glue import refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_dir", required=True, help="the folder with the task's .tsv files")
     add("--model_name_or_path", required=True, help="the predecessor: a folder or a name on the Hub")
     add("--scc_n_layer", type=at_least(1), help="layers of the successor (default: half)")
-    add("--max_seq_length", type=at_least(4), default=128, help="default: %(default)s")
+    add("--max_seq_length", type=at_least(4), default=input_length(None), help="default: %(default)s")
     add("--batch_size", type=at_least(1), default=32, help="rows of a batch (default: %(default)s)")
     add("--replacing_rate", type=above(0), default=0.3, help="start of the linear schedule (default: %(default)s)")
     add("--rate_1_after", type=above(0), default=0.6, help="share of the run until it is 1 (default: %(default)s)")
@@ -139,7 +141,7 @@ class Setting:
 
     def __init__(self, args: argparse.Namespace):
         self.args, task = args, TASKS[args.task_name]
-        self.device = torch.device("cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu")
+        self.device = first_device(not args.no_cuda)
         self.machine = device_name(self.device)
         self.classifier = load_classifier(args.model_name_or_path, task.labels, True, args.max_seq_length)
         with refused(args.model_name_or_path):
@@ -377,8 +379,9 @@ def time_start_up(args: argparse.Namespace) -> dict[str, float]:
 
 def time_against(args: argparse.Namespace) -> dict:
     """Compress with another checkout's run_glue.py and with this one, in turns, and print the seconds of a step."""
-    k = f"{(1 - args.replacing_rate) / (args.rate_1_after * args.steps):.6g}"
-    schedule = ["--replacing_rate", str(args.replacing_rate), "--scheduler_type", "linear", "--scheduler_linear_k", k]
+    k = slope_to_1(args.replacing_rate, args.rate_1_after * args.steps)
+    schedule = ["--replacing_rate", str(args.replacing_rate), "--scheduler_type", "linear"]
+    schedule += ["--scheduler_linear_k", str(k)]
     roots = {"this checkout": ROOT, str(args.against): args.against.resolve()}
     taken: dict[str, list[float]] = {name: [] for name in roots}
     for _ in range(args.rounds):

@@ -23,7 +23,7 @@ from bert_of_theseus.data.own_files import OwnFiles, read_own_files
 from bert_of_theseus.data.scores import DevSets, comparison
 from bert_of_theseus.data.task import Data, DataError
 from bert_of_theseus.run.command_line import OneLineParser, at_least, log_plainly, one_line_errors
-from bert_of_theseus.run.device import enough_memory
+from bert_of_theseus.run.device import enough_memory, first_device
 from bert_of_theseus.run.folder import input_length, record_of
 from glue_processors import LABELLED, TASKS, labelled_task, read_task
 
@@ -106,7 +106,7 @@ def compare(args: argparse.Namespace) -> str:
     data, paths = read_data(args), [args.predecessor, *args.successors]
     length = input_length(args.max_seq_length, *reversed(paths))
     task, cache = data.task, FeaturesCache([args.data_dir or Path(args.validation_file).parent])
-    device = "cuda" if torch.cuda.is_available() and not args.no_cuda else "cpu"
+    device = first_device(not args.no_cuda)
     classifiers = [load_classifier(path, task.labels, max_seq_length=length) for path in paths]
     models, scores = [], []
     for classifier in classifiers:

@@ -56,7 +56,10 @@ def successor_weights(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch
 
 def read_config(path: Path, n_layer: int) -> BertConfig:
     """The config for so many layers, without options that are gone, and with the names of the task's labels."""
-    old = json.loads(path.read_text())
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
     config = BertConfig(**{name: value for name, value in old.items() if name in BertConfig().to_dict()})
     config.num_hidden_layers = n_layer
     config.num_labels = old.get("num_labels", config.num_labels)  # the release left `id2label` at two

@@ -93,8 +93,12 @@ def split_mrpc(downloads: list[Path], target: Path, folder_name: str) -> None:
 
 def read_rows(path: Path) -> list[list[str]]:
     """The cells of each line."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name}: what was downloaded is no text in UTF-8 ({error})") from error
     # Not splitlines(), which would also split at rare characters within a sentence.
-    return [line.split("\t") for line in path.read_text("utf-8-sig").removesuffix("\n").split("\n")]
+    return [line.split("\t") for line in text.removesuffix("\n").split("\n")]
 
 
 def write_rows(path: Path, rows: list[list[str]]) -> None:
@@ -196,7 +200,7 @@ def folders(text: str) -> list[str]:
     if text.lower() == "all":
         return list(SOURCES)
     try:
-        return [find_task("ax" if text.lower() == "diagnostic" else text).folder]
+        return [find_task(text).folder]
     except KeyError:
         raise argparse.ArgumentTypeError(f"there is no task {text!r}; there are all, {', '.join(SOURCES)}") from None
 

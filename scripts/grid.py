@@ -169,7 +169,7 @@ class Plan:
     Attributes:
         results: the folder of the records.
         methods: of COMPARED, VARIANTS and MORE, those to make.
-        search: what is searched beside the learning rate, "share", "rate", or both.
+        search: what is searched: "learning_rate", and perhaps "share" and "rate".
         learning_rates: the ladder, from low to high, as they are typed.
         variant_tasks: on which variants, depths and lengths are tried.
         rate_task: on which constant rates are tried.
@@ -274,7 +274,8 @@ class Plan:
             best = [self.best(task, method) for task in self.variant_tasks]
             cells += [cell._replace(n_layer=n_layer) for cell in best for n_layer in self.depths]
             cells += [cell._replace(n_steps=n_steps) for cell in best for n_steps in self.lengths]
-        constant = self.best(self.rate_task, "constant")
         for name, at in (("constant-rates", at_rate), ("equivalent-rates", at_equivalent_rate)):
-            cells += [at(constant, rate) for rate in RATES if name in methods and rate != constant.rate]
+            if name in methods:
+                constant = self.best(self.rate_task, "constant")
+                cells += [at(constant, rate) for rate in RATES if rate != constant.rate]
         return cells

@@ -304,7 +304,7 @@ def file_text(task: GlueTask, split: str, rows: list[tuple[str, Sentences]]) -> 
 
 def _folder(text: str) -> str:
     try:
-        return find_task("ax" if text.lower() == "diagnostic" else text).folder
+        return find_task(text).folder
     except KeyError:
         raise argparse.ArgumentTypeError(f"there is no {text}; there are {', '.join(LAYOUTS)}") from None
 

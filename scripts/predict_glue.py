@@ -26,15 +26,13 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier, read_labels
 from bert_of_theseus.cpu_kernels import fast_kernels
 from bert_of_theseus.data.own_files import OwnFiles, as_predictions, read_texts
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, at_least, log_plainly, one_line_errors
-from bert_of_theseus.run.device import enough_memory
+from bert_of_theseus.run.device import enough_memory, first_device
 from bert_of_theseus.run.files import whole_file, write_whole
 from bert_of_theseus.run.folder import BEST, input_length, read_record, record_of
 from glue_processors import TASKS, GlueTask, find_task, read_examples, task_name
@@ -94,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def load(model: str | Path, labels: Sequence[str] | None, length: int, no_cuda: bool) -> Classifier:
     classifier = load_classifier(str(model), labels, max_seq_length=length)
-    classifier.model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
+    classifier.model.to(first_device(not no_cuda))
     return classifier
 
 

@@ -49,11 +49,11 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$train_file$validation_file" ] || [ -z "$task$demo" ] || die "--task and --demo are for GLUE, not for --train_file"
 [ -n "$train_file" ] || [ ${#columns[@]} -eq 0 ] || die "${columns[0]} is for a --train_file"
-asked=${task:-STS-B} task=
-for name in CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI; do
+asked=${task:-STS-B} task= tasks="CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI"
+for name in $tasks; do
   if (shopt -s nocasematch && [[ $name = "$asked" ]]); then task=$name; fi
 done
-[ -n "$task" ] || die "--task $asked: there are CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI"
+[ -n "$task" ] || die "--task $asked: there are ${tasks// /, }"
 if [ -n "$train_file$validation_file" ]; then
   for name in train_file validation_file; do
     [ -n "${!name}" ] || die "--$name is missing"
@@ -116,7 +116,7 @@ epochs=$((rows < 500 ? 10 : rows < 5000 ? 5000 / rows : 1))
 
 mkdir -p "$output_dir"
 train() {  # FOLDER FLAG ...: a run of run_glue.py, or the rest of it
-  "$python" run_glue.py "${data[@]}" --do_train --do_eval --max_seq_length 128 \
+  "$python" run_glue.py "${data[@]}" --do_train --do_eval \
     --per_gpu_train_batch_size 16 --per_gpu_eval_batch_size 32 --save_steps 0 \
     --output_dir "$1" --overwrite_output_dir --resume "${@:2}"
 }

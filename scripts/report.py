@@ -349,19 +349,20 @@ def of_rates(results: Results) -> tuple[str, dict[str, dict[float, list[Run]]]]:
 def rates(results: Results) -> str:
     """The paper's figure 3."""
     (task, found), (score, judged_on) = of_rates(results), judged(results)
-    rows = [[f"constant rate; {task}, {judged_on}", "learning rate fixed", "seeds", "times the rate fixed", "seeds"]]
     found = {name: of for name, of in found.items() if len(of) > 1}
+    rows = [[f"constant rate; {task}, {judged_on}"]]
+    for name in found:
+        rows[0] += ["learning rate fixed" if name == "fixed" else "learning rate times rate fixed", "seeds"]
     for rate in sorted({rate for of in found.values() for rate in of}):
         cells = [np.array([score(run) for run in of.get(rate, [])]) for of in found.values()]
         rows.append([f"{rate:g}", *(text for values in cells for text in (spread(values), str(len(values))))])
-    rows = [row[: 1 + 2 * len(found)] for row in rows]
     return markdown(rows) if len(rows) > len(SEARCHED_RATES["constant"]) + 1 else ""
 
 
 def speed(results: Results) -> str:
     rows = [["", "predecessor, rows/s", "successor, rows/s", "times as fast", "ms for one row, of both"]]
     for name, figures in results.speed.items():
-        both = [figures["inference"][name] for name in ("predecessor", "successor")]
+        both = [figures["inference"][which] for which in ("predecessor", "successor")]
         single = " / ".join(f"{1000 * of['seconds_for_one']:.1f}" for of in both)
         per_second = [f"{of['examples_per_second']:.0f}" for of in both]
         rows.append([name, *per_second, f"{both[1]['times_the_predecessor']:.2f}", single])

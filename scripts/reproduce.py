@@ -37,13 +37,13 @@ from report import fill_in
 
 from bert_of_theseus import compress, load_successor, successor_size
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
-from bert_of_theseus.data.features import tokenize
-from bert_of_theseus.data.scores import DevSets, chance_score
+from bert_of_theseus.data.scores import chance_score, compute_metrics
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
+from bert_of_theseus.run.device import first_device
 from bert_of_theseus.run.files import write_whole
-from bert_of_theseus.run.folder import BEST
-from glue_processors import TASKS, GlueTask, labelled_task, read_dev_sets, read_examples
+from bert_of_theseus.run.folder import BEST, input_length, is_finished, read_record
+from glue_processors import TASKS, GlueTask, find_task, labelled_task, read_dev_sets, read_examples
 from replacement_scheduler import slope_to_1
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ FIXED = set(
     "--per_gpu_train_batch_size --per_device_train_batch_size --evaluate_during_training --logging_steps "
     "--early_stopping_patience --finetune_whole_successor --num_train_epochs --learning_rate --seed --replacing_rate "
     "--scheduler_type --scheduler_linear_k --steps_for_replacing --max_steps --scc_n_layer "
-    "--gradient_accumulation_steps".split()
+    "--gradient_accumulation_steps --metric_for_best_model --max_eval_samples".split()
 )
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 PART = 0.6  # of the time of a step of fine-tuning, that a step takes in the mean of the methods, roughly
@@ -92,6 +92,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry_run", action="store_true", help="print the estimate and the commands, and start none of them")
     args = parser.parse_args(argv[:end])
     args.extra = argv[end + 1 :]
+    if Path.cwd() != ROOT:  # where the runs are started; elsewhere paths stay short, since they are in every record
+        args.glue_dir, args.output_dir = args.glue_dir.resolve(), args.output_dir.resolve()
+        args.model = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model
 
     def folders(names: str) -> list[str]:
         return [TASKS[labelled_task(name)].folder for name in dict.fromkeys(names.split())]
@@ -137,10 +140,11 @@ def check_methods(parser: OneLineParser, args: argparse.Namespace) -> None:
 
 
 def hold_out(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path) -> None:
-    """Write the task's files without the held-out rows, and these as dev sets in a folder of their own.
+    """Write the task's files without the held-out rows, and these as a dev set in a folder of their own.
 
-    Of SST-2 whole sentences are held out, with all their phrases: else nearly every held-out sentence would have a
-    phrase among the training rows. Of single sentences those that a training row contains are in neither.
+    Of SST-2 whole sentences are held out, each with the phrases that no longer one has: else nearly every held-out
+    sentence would have a phrase among the training rows. Of single sentences those that a training row contains are in
+    neither.
     """
     examples = read_examples(task, glue_dir, "train")
     read_dev_sets(task, glue_dir)  # what is wrong with them is told here
@@ -158,9 +162,8 @@ def hold_out(task: GlueTask, glue_dir: Path, data_dir: Path, held_out_dir: Path)
     held_out_dir.mkdir(parents=True, exist_ok=True)
     write_whole(data_dir / task.train, b"".join([*head, *(row for i, row in enumerate(rows) if i not in held_out)]))
     for name in task.dev_tasks or [task.name]:
-        dev = TASKS[name].dev
-        write_whole(data_dir / dev, (glue_dir / dev).read_bytes())
-        write_whole(held_out_dir / dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in scored)]))
+        write_whole(data_dir / TASKS[name].dev, (glue_dir / TASKS[name].dev).read_bytes())
+    write_whole(held_out_dir / task.dev, b"".join([*head, *(row for i, row in enumerate(rows) if i in scored)]))
 
 
 def longest_containing(texts: Sequence[str]) -> list[int]:
@@ -186,12 +189,13 @@ class Commands:
         self.args = args
         self.steps_an_epoch, held_out_sha256 = {}, {}
         for name in args.tasks:
-            hold_out(self.task(name), args.glue_dir / name, self.data_dir(name), self.held_out_dir(name))
-            n_rows = len(read_examples(self.task(name), self.data_dir(name), "train").first)
+            task, data_dir = find_task(name), self.data_dir(name)
+            hold_out(task, args.glue_dir / name, data_dir, self.held_out_dir(name))
+            n_rows = len(read_examples(task, data_dir, "train").first)
             self.steps_an_epoch[name] = -(-n_rows // args.batch_size)
-            dev, held_out = (self.first_dev_set(name, of(name)) for of in (self.data_dir, self.held_out_dir))
+            held_out = self.held_out(name)
             held_out_sha256[name] = held_out.sha256
-            self.note_constant_answer(name, {"dev": dev, "held-out": held_out})
+            self.note_constant_answer(task, {"dev": [*read_dev_sets(task, data_dir).values()], "held-out": [held_out]})
         names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
         settings = {name: getattr(args, name) for name in names.split()}
         if args.depths:
@@ -203,24 +207,21 @@ class Commands:
                 raise UserError(f"--depths {' '.join(map(str, args.depths))} of {args.model}: {error}") from error
         self.plan = Plan(args.output_dir / "results", held_out_sha256=held_out_sha256, **settings)
 
-    def task(self, folder: str) -> GlueTask:
-        return next(task for task in TASKS.values() if task.folder == folder and task.metrics)
-
     def data_dir(self, task: str) -> Path:
         """The data of the runs."""
         return self.args.output_dir / "data" / task
 
     def held_out_dir(self, task: str) -> Path:
-        """The held-out rows, as dev sets."""
+        """The held-out rows, as a dev set."""
         return self.args.output_dir / "held_out" / task
 
-    def first_dev_set(self, task: str, folder: Path) -> Examples:
-        return next(iter(read_dev_sets(self.task(task), folder).values()))
+    def held_out(self, task: str) -> Examples:
+        return read_examples(find_task(task), self.held_out_dir(task), "dev")
 
-    def note_constant_answer(self, task: str, sets: dict[str, Examples]) -> None:
-        """Write what a model scores that gives every row the same answer."""
-        scores = {name: chance_score(self.task(task), examples.labels) for name, examples in sets.items()}
-        path = self.args.output_dir / "results" / task / CONSTANT_ANSWER
+    def note_constant_answer(self, task: GlueTask, sets: dict[str, list[Examples]]) -> None:
+        """Write what a model scores that gives every row the same answer; of several dev sets the mean, as of runs."""
+        scores = {name: np.mean([chance_score(task, one.labels) for one in of]) for name, of in sets.items()}
+        path = self.args.output_dir / "results" / task.folder / CONSTANT_ANSWER
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(scores, indent=2) + "\n")
 
@@ -241,19 +242,22 @@ class Commands:
 
     def command(self, cell: Cell) -> list[str]:
         """The words of the run's command, for the repository's root."""
-        args, model, n_steps = self.args, self.args.model, self.n_steps(cell)
-        if cell.method != "predecessor":
-            model = self.runs_folder(self.plan.predecessor(cell.task, cell.seed))
-        words = [PYTHON, *self.script(cell)]
-        words += ["--task_name", cell.task, "--data_dir", self.data_dir(cell.task), "--model_name_or_path", model]
-        words += ["--output_dir", self.runs_folder(cell), "--do_train", "--do_eval", "--resume", "--save_steps", 0]
-        words += ["--max_seq_length", 128, "--max_steps", n_steps]
+        args, n_steps = self.args, self.n_steps(cell)
+        words = [PYTHON, *self.script(cell), "--task_name", cell.task, "--data_dir", self.data_dir(cell.task)]
+        words += ["--model_name_or_path", self.starts_from(cell), "--output_dir", self.runs_folder(cell)]
+        words += ["--do_train", "--do_eval", "--resume", "--save_steps", 0, "--max_steps", n_steps]
         if cell.method != "predecessor":
             words += ["--evaluate_during_training", "--logging_steps", -(-n_steps // args.n_evaluations)]
         words += ["--scc_n_layer", cell.n_layer] if cell.n_layer else []
         words += ["--per_gpu_train_batch_size", args.batch_size, "--per_gpu_eval_batch_size", 32]
         words += ["--learning_rate", cell.learning_rate, "--seed", cell.seed, *self.replacing(cell)]
         return [str(word) for word in words] + args.extra
+
+    def starts_from(self, cell: Cell) -> str:
+        """The model that the run starts from."""
+        if cell.method == "predecessor":
+            return self.args.model
+        return str(self.runs_folder(self.plan.predecessor(cell.task, cell.seed)))
 
     def script(self, cell: Cell) -> list[str | int]:
         """The script that makes the run, and of ablate.py its variant."""
@@ -334,7 +338,7 @@ class Runner:
 
     def start(self, cell: Cell, device: str | None) -> subprocess.Popen:
         folder = self.commands.runs_folder(cell)
-        if self.commands.plan.record(cell).exists():  # what is left of that run would pass for this one, finished
+        if self.holds_another(cell, folder):
             shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{folder}.log", "wb") as log:
@@ -343,6 +347,14 @@ class Runner:
             return subprocess.Popen(
                 self.commands.command(cell), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options
             )
+
+    def holds_another(self, cell: Cell, folder: Path) -> bool:
+        """Whether the folder holds a run that is not this one: from another predecessor, or to be made again."""
+        found = read_record(folder)
+        if found is None:
+            return False
+        is_recorded = is_finished(found) and self.commands.plan.record(cell).exists()
+        return is_recorded or found["arguments"]["model_name_or_path"] != self.commands.starts_from(cell)
 
     def environment(self, device: str | None) -> dict[str, str]:
         variables = dict(os.environ)
@@ -373,14 +385,13 @@ class Runner:
 
     def score_held_out(self, cell: Cell, folder: Path) -> dict[str, dict[str, float]]:
         """The metrics of a run on the held-out rows: of its last step, of its best one, of its modules."""
-        task, scores = self.commands.task(cell.task), {}
-        examples = read_dev_sets(task, self.commands.held_out_dir(cell.task))
+        task, scores = find_task(cell.task), {}
+        examples, length = self.commands.held_out(cell.task), input_length(None, folder)
 
         def score(classifier: Classifier) -> dict[str, float]:
-            classifier.model.to("cuda" if torch.cuda.is_available() else "cpu")
-            takes_types = classifier.takes_token_types()
-            features = {name: tokenize(of, classifier.tokenizer, 128, takes_types) for name, of in examples.items()}
-            return DevSets(task, features, 32).score(classifier).metrics
+            classifier.model.to(first_device(use_cuda=True))
+            logits = classifier.predict_examples(examples, length, 32)
+            return compute_metrics(task, logits.argmax(1) if task.labels else logits[:, 0], examples.labels)
 
         for which, path in (("last", folder), ("best", folder / BEST)):
             if (path / "config.json").exists():

@@ -284,8 +284,10 @@ def draw_replacing_rates(settings: list[Setting], figure) -> None:
 def draw_run(run: Run, figure) -> None:
     """Loss, replacing rate and dev score over the optimiser steps of one run, as its log tells them."""
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    predecessor = json.loads((run.folder / "run.json").read_text()).get("predecessor", {"metrics": {}})["metrics"]
     keys = dict.fromkeys(key for line in lines for key in line)
-    keys = [key for key in keys if key in ("loss", "replacing_rate") or key.endswith(run.metric)]
+    mains = {key for key in keys if key.removeprefix("eval_").rpartition("/")[2] == run.metric}
+    keys = [key for key in keys if key in ("loss", "replacing_rate") or key in mains]
     figure.set_size_inches(8, 1 + 2.2 * len(keys))
     axes = figure.subplots(len(keys), sharex=True, squeeze=False).flat
     for axis, key in zip(axes, keys, strict=True):
@@ -293,8 +295,8 @@ def draw_run(run: Run, figure) -> None:
         axis.plot(*zip(*points, strict=True), ".-", color=BLUE)
         axis.set_ylabel(key.replace("eval_", "dev ").replace("_", " "))
         axis.grid(alpha=0.3)
-        if key.startswith("eval_") and "predecessor" in run.scores:
-            axis.axhline(run.scores["predecessor"], color=GREY, linestyle="--", label="predecessor")
+        if key.removeprefix("eval_") in predecessor:
+            axis.axhline(predecessor[key.removeprefix("eval_")], color=GREY, linestyle="--", label="predecessor")
             axis.legend()
     axes[-1].set(xlabel="optimiser step", xlim=(0, None))
     figure.suptitle(f"{run.task}: {run.folder.resolve().name}", fontsize=12)

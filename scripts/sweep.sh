@@ -84,6 +84,7 @@ for task in $TASKS; do
   fi
 done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[ "$list" ] || mkdir -p "$OUTPUT_DIR" 2> /dev/null || die "OUTPUT_DIR: $OUTPUT_DIR cannot be made"
 
 runs=()  # of each, TASK/SETTING and the arguments of the setting
 for seed in $SEEDS; do

@@ -116,6 +116,7 @@ def drop(part: str):
         (lambda f: edit_config(f, hidden_size=48), "its weights are not those that its config.json calls for"),
         (lambda f: (f / "pytorch_model.bin").unlink(), "it holds no pytorch_model.bin"),
         (lambda f: (f / "config.json").unlink(), "it holds no config.json"),
+        (lambda f: (f / "config.json").write_text('{"hidden_size": '), "config.json is no JSON"),
     ],
 )
 def test_what_is_no_such_checkpoint_is_refused_in_one_line_and_nothing_is_written(release, tmp_path, damage, reason):

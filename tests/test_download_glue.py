@@ -150,6 +150,16 @@ def test_mrpcs_dev_set_is_the_rows_with_listed_ids_and_its_test_set_has_an_index
     assert made["test.tsv"][-1] == "1724\t1724\t1726\tFirst 1724\tSecond 1724"
 
 
+def test_what_is_no_text_where_text_was_expected_fails_in_one_line_and_the_others_are_installed(server, tmp_path):
+    names = ("glue/mrpc_dev_ids.tsv", "glue/msr_paraphrase_train.txt", "glue/msr_paraphrase_test.txt")
+    server.files |= dict.fromkeys(names, b"<html>\xff\xfe</html>")
+    server.files["glue/WNLI.zip"] = server.files["WNLI.zip"]
+    done = download(server, tmp_path, "--tasks", "MRPC", "WNLI", "--base_url", server.url + "glue")
+    assert done.returncode == 1 and "WNLI: downloaded" in done.stdout
+    assert "MRPC: failed: mrpc_dev_ids.tsv: what was downloaded is no text" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("faults", "reason"), [(["break"], "bytes early"), (["stall"], "timed out"), (["break", "ignore range"], "early")]
 )

@@ -181,6 +181,15 @@ def test_a_label_that_training_has_not_is_refused(tmp_path):
         read_own_files(OwnFiles(train=train, validation=dev, do_regression=True))
 
 
+def test_of_several_runs_the_metrics_are_those_of_the_first_that_names_any():
+    runs = [{"arguments": {"positive_label": "spam"}}, {"arguments": {"metric_for_best_model": "macro_f1"}}]
+    for records, expected in ((runs, ("spam", "")), (runs[::-1], ("", "macro_f1"))):
+        files = OwnFiles.of({}, *records)
+        assert (files.positive_label, files.main_metric) == expected
+    files = OwnFiles.of({"metric_for_best_model": "f1"}, *runs)
+    assert (files.positive_label, files.main_metric) == ("spam", "f1")
+
+
 def test_a_missing_file_and_settings_that_do_not_fit_are_refused(tmp_path):
     train = write(tmp_path / "a.csv", GOOD_ROWS)
     for files, reason in [

@@ -218,6 +218,14 @@ def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, re
     assert rows["0.5"] == 2 * [shown(recorded(folder, "STS-B/constant/rate0.5-lr1e-4-by0.5")), "3"]
 
 
+def test_of_rates_with_one_of_the_two_learning_rates_only_that_column_is_there(folder, results):
+    more = {cell: run for cell, run in results.runs.items() if cell.method != "constant" or cell.rate == 0.5}
+    table = report.TABLES["rates"](results._replace(runs=more))
+    assert table.splitlines()[0].split(" | ")[1:] == ["learning rate times rate fixed", "seeds |"]
+    equivalent = recorded(folder, "STS-B/equivalent-rates/rate0.1-lr0.0005-by0.5")
+    assert cells_of(table)["0.1"] == [shown(equivalent), "3"]
+
+
 def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, results):
     table = report.depths(results).splitlines()
     ours = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if "Theseus (linear) " in line]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import ablate
+import numpy as np
 import pytest
 import reproduce
 import torch
@@ -98,10 +99,23 @@ def test_what_the_same_answer_for_all_rows_scores_is_noted(tmp_path):
     write_glue(tmp_path / "MRPC", "mrpc", n_train=640, n_dev=8)
     args = reproduce.parse_args(flags(tmp_path, "--tasks", "MRPC", "--depths", ""))
     commands = reproduce.Commands(args)
-    held_out = reproduce.read_examples(commands.task("MRPC"), commands.held_out_dir("MRPC"), "dev").labels.mean()
+    held_out = commands.held_out("MRPC").labels.mean()
     expected = max((held_out + 2 * held_out / (1 + held_out)) / 2, (1 - held_out) / 2)  # of accuracy and F1
     noted = read_results(args.output_dir / "results").constant_answers["MRPC"]
     assert noted == pytest.approx({"dev": (0.5 + 2 / 3) / 2, "held-out": expected})
+
+
+def test_of_two_dev_sets_the_mean_is_noted_and_the_held_out_rows_are_one(tmp_path):
+    write_glue(tmp_path / "MNLI", "mnli", n_train=640, n_dev=9)
+    args = reproduce.parse_args(flags(tmp_path, "--tasks", "mnli", "--depths", ""))
+    commands = reproduce.Commands(args)
+    shares = [np.bincount(one.labels).max() / 9 for one in read_dev_sets(TASKS["mnli"], tmp_path / "MNLI").values()]
+    assert read_results(args.output_dir / "results").constant_answers["MNLI"]["dev"] == pytest.approx(np.mean(shares))
+    assert [path.name for path in commands.held_out_dir("MNLI").iterdir()] == ["dev_matched.tsv"]
+    cell = commands.plan.first("MNLI", "predecessor", "1e-3")
+    model = save_bert(commands.runs_folder(cell), num_labels=3, max_position_embeddings=128)
+    scores = reproduce.Runner(commands).score_held_out(cell, model)
+    assert scores.keys() == {"last"} and scores["last"].keys() == {"acc"}
 
 
 def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
@@ -180,20 +194,17 @@ def test_rows_are_held_out_by_their_content_and_nothing_is_lost(tmp_path, name, 
     folders = tmp_path / "data", tmp_path / "held_out"
     reproduce.hold_out(task, source, *folders)
     before, kept = (read_examples(task, folder, "train") for folder in (source, folders[0]))
-    held_out = read_dev_sets(task, folders[1])
-    assert all(len(examples.first) == 10 for examples in held_out.values()) and len(kept.first) == 50
-    assert sorted(kept.first + next(iter(held_out.values())).first) == sorted(before.first)
-    dev = [
-        (of[name].sha256 for of in (read_dev_sets(task, source), read_dev_sets(task, folders[0]))) for name in held_out
-    ]
-    assert all(a == b for a, b in dev)
+    held_out = read_examples(task, folders[1], "dev")
+    assert (len(held_out.first), len(kept.first)) == (10, 50)
+    assert sorted(kept.first + held_out.first) == sorted(before.first)
+    dev = [{name: of.sha256 for name, of in read_dev_sets(task, folder).items()} for folder in (source, folders[0])]
+    assert dev[0] == dev[1]
     # In another order the same rows are held out.
     lines = (source / task.train).read_text().splitlines(keepends=True)
     head = lines[: task.header]
     (source / task.train).write_text("".join(head + lines[len(head) :][::-1]))
     reproduce.hold_out(task, source, *folders)
-    again = read_dev_sets(task, folders[1])
-    assert all(sorted(again[name].first) == sorted(held_out[name].first) for name in held_out)
+    assert sorted(read_examples(task, folders[1], "dev").first) == sorted(held_out.first)
 
 
 def test_of_sentences_and_phrases_whole_sentences_are_held_out(tmp_path, monkeypatch):
@@ -230,11 +241,42 @@ def test_a_run_from_another_predecessor_or_scored_on_other_rows_is_made_again(ma
         assert not grid.plan.is_done(cell)
     # What is left of it would pass for the new run, finished.
     grid.runs_folder(cell).mkdir(parents=True)
-    (grid.runs_folder(cell) / "run.json").write_text(json.dumps(record))
+    (grid.runs_folder(cell) / "run.json").write_text(json.dumps(record | {"end": "now"}))
     process = reproduce.Runner(grid).start(cell, None)
     process.kill()
     process.wait()
     assert not (grid.runs_folder(cell) / "run.json").exists()
+
+
+def test_a_stopped_run_is_resumed_unless_another_predecessor_has_become_the_best(made):
+    """Also where there is a record: of a predecessor whose weights are gone, and which is made again."""
+    _, grid, stages = made
+    runner = reproduce.Runner(grid)
+    for method, is_recorded in (("linear", False), ("predecessor", True)):
+        cell = next(c for _, cells in stages for c in cells if c.method == method)
+        folder, record = grid.runs_folder(cell), json.loads(grid.plan.record(cell).read_text())
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_recorded:
+            grid.plan.record(cell).unlink()
+        for starts_from, is_another in ((grid.starts_from(cell), False), ("runs/another", True)):
+            record["arguments"]["model_name_or_path"] = starts_from
+            (folder / "unfinished_run.json").write_text(json.dumps(record))
+            assert runner.holds_another(cell, folder) == is_another
+    assert not runner.holds_another(cell, grid.runs_folder(cell) / "nothing")
+
+
+def test_a_setting_of_a_method_that_is_not_asked_for_is_not_missed(made):
+    args, _, _ = made
+    words = ("--methods", "linear", "--learning_rates", "5e-4 4e-3", "--depths", "", "--lengths", "")
+    plan = reproduce.Commands(reproduce.parse_args(flags(args.glue_dir, *words))).plan
+    assert {cell.method for _, cells in plan.stages() for cell in cells} == {"predecessor", "linear"}
+
+
+def test_elsewhere_than_in_the_project_paths_become_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    args = reproduce.parse_args(flags(Path()))
+    assert (args.glue_dir, args.output_dir, args.model) == (tmp_path, tmp_path / "out", str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("i", [0, 1])
@@ -309,6 +351,7 @@ def test_what_is_no_such_grid_is_refused_in_one_line(made, capsys, monkeypatch):
         (["--rate_task", "mrpc"], "--rate_task"),
         (["--rate_task", "sts-b sts-b mrpc"], "--rate_task"),
         (["--", "--seed=3"], "--seed after --"),
+        (["--", "--metric_for_best_model", "f1"], "--metric_for_best_model after --"),
     ):
         with pytest.raises(SystemExit):
             reproduce.parse_args(flags(args.glue_dir, *words))

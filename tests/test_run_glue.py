@@ -548,6 +548,11 @@ def test_flags_that_do_less_than_they_seem_to_are_warned_about(caplog, flags, wa
     assert [warning in record.message for record in caplog.records] == [True]
 
 
+def test_of_a_rate_of_1_from_the_start_nothing_is_warned_about(caplog):
+    run_glue.warn_about(run_glue.parse_args(arguments("mrpc", "m", "d", "o", "--do_train", "--replacing_rate", 1)))
+    assert not caplog.records
+
+
 # ----------------------------------------------------------------------------- bad input
 
 
@@ -645,6 +650,9 @@ def test_a_model_without_its_words_or_some_of_its_weights_is_refused(capsys, mrp
             path.unlink()
     refused(no_words, "tokenizer")
     refused(no_words, "no such folder", "--tokenizer_name", tmp_path / "nowhere")
+    other = save_bert(tmp_path / "other_version")
+    (other / "tokenizer.json").write_text('{"version": "9.9", "model": {"type": "New"}}')
+    refused(other, "tokenizer")
     fewer = save_bert(tmp_path / "fewer", n_layer=2)
     config = json.loads((fewer / "config.json").read_text())
     (fewer / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))

@@ -237,6 +237,19 @@ def test_the_picture_of_rates_shows_each_rate_s_best_setting_and_the_predecessor
     assert list(mrpc.lines[-1].get_ydata()) == pytest.approx([90, 90])
 
 
+def test_the_picture_of_a_run_has_a_panel_for_each_dev_set_each_with_the_predecessor_on_it(runs, plotted, tmp_path):
+    folder = write_run(tmp_path / "MNLI", "mrpc", f"{CONSTANT} 42", 0.9, last=0.6)
+    record = json.loads((folder / "run.json").read_text())
+    metrics = {"mnli/acc": 0.8, "mnli-mm/acc": 0.7}
+    record |= {"main_metric": "mnli/acc", **{name: {"metrics": metrics} for name in ("last", "best", "predecessor")}}
+    (folder / "run.json").write_text(json.dumps(record))
+    line = {"step": 50, "eval_mnli/acc": 0.5, "eval_mnli-mm/acc": 0.4, "eval_mnli/not_acc": 0.3}
+    (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+    axes = plotted(summarize.draw_run, summarize.read_run(folder / "run.json")).axes
+    assert [axis.get_ylabel() for axis in axes] == ["dev mnli/acc", "dev mnli-mm/acc"]
+    assert [[line.get_ydata()[0] for line in axis.lines] for axis in axes] == [[0.5, 0.8], [0.4, 0.7]]
+
+
 def test_the_picture_of_a_run_shows_what_its_log_says(runs, plotted):
     axes = plotted(summarize.draw_run, summarize.read_run(runs / "MRPC" / "long" / "run.json")).axes
     assert [axis.get_ylabel() for axis in axes] == ["loss", "dev acc and f1"]

@@ -202,6 +202,7 @@ def test_without_slopes_and_steps_the_linear_rate_is_1_after_half_of_them(settin
         ({"GLUE_DIR": ""}, [], "GLUE_DIR is not set"),
         ({"GLUE_DIR": "/nowhere"}, [], "GLUE_DIR: there is no folder /nowhere/MRPC"),
         ({"PREDECESSORS": "/nowhere"}, [], "PREDECESSORS: there is no model in /nowhere/MRPC"),
+        ({"OUTPUT_DIR": f"{__file__}/runs"}, [], f"OUTPUT_DIR: {__file__}/runs cannot be made"),
         ({"LEARNING_RATES": "2e-5,5e-5"}, [], "LEARNING_RATES: 2e-5,5e-5 is not a number"),
         ({"SEEDS": "$(touch x) *"}, [], "SEEDS: $(touch is not a number"),
         ({}, ["--dry-run"], "unknown argument --dry-run"),

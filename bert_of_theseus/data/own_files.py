@@ -57,8 +57,13 @@ class OwnFiles:
         """
         given, known = {}, [record for record in records if record]
         of_runs = [record["arguments"] for record in reversed(known) if not record["arguments"].get("task_name")]
-        for one in (*of_runs, arguments):
-            given |= {name: value for name, value in one.items() if value}
+        for one in of_runs:
+            said = {name: value for name, value in one.items() if value}
+            if said.keys() & {"positive_label", "metric_for_best_model"}:  # together they name the metrics
+                given.pop("positive_label", None)
+                given.pop("metric_for_best_model", None)
+            given |= said
+        given |= {name: value for name, value in arguments.items() if value}
         columns = tuple(filter(None, map(str.strip, given.get("text_column_names", "").split(","))))
         if len(columns) > 2:
             raise DataError(f"--text_column_names {','.join(columns)}: a model takes one text, or two")

@@ -139,10 +139,6 @@ class DevSets:
                 loyalty |= {prefix + key: value for key, value in found.items()}
         return Score(metrics, metrics[self.task.main_key], loyalty, seconds, logits)
 
-    def chance(self) -> float:
-        """The main metric of the best constant prediction: what a model that has learned nothing can score."""
-        return chance_score(self.task, next(iter(self.features.values())).labels)
-
 
 def comparison(corner: str, rows: list[tuple[str, dict, dict[str, str]]], main_key: str) -> str:
     """A table that holds models against the first one.

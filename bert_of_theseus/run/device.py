@@ -30,6 +30,11 @@ def choose_device(use_cuda: bool, fp16: bool, tf32: bool, deterministic: bool) -
     return processes.join(use_cuda)
 
 
+def first_device(use_cuda: bool) -> torch.device:
+    """The device of what needs only one: the first GPU or, where there is none or it is not wanted, the CPU."""
+    return torch.device("cuda" if use_cuda and torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def enough_memory() -> Iterator[None]:
     """UserError, with what to do, where the block needs more memory than the GPU has."""

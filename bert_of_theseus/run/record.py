@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from bert_of_theseus.run.device import device_name
 
@@ -32,7 +31,6 @@ def describe(arguments: dict, device: torch.device, root: Path) -> dict:
         "seed": arguments["seed"],
         "device": device_name(device),
         "device_type": device.type,
-        "processes": dist.get_world_size() if dist.is_initialized() else 1,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "git_commit": git_commit(root),
         "start": now(),
