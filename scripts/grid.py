@@ -112,10 +112,12 @@ def read_results(folder: Path) -> Results:
     return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed, constant_answers)
 
 
-def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
+def searched(
+    runs: dict[Cell, Run], task: str, method: str, n_layer: int | None = None, n_steps: int | None = None
+) -> list[Cell]:
     """The runs of the search, which are those of the first seed, by setting."""
     rates = (None, *SEARCHED_RATES.get(method, ()))
-    ours = [c for c in runs if (c.task, c.method, c.n_layer, c.n_steps) == (task, method, None, None)]
+    ours = [c for c in runs if (c.task, c.method, c.n_layer, c.n_steps) == (task, method, n_layer, n_steps)]
     ours = [c for c in ours if c.rate in rates]
     first = min((cell.seed for cell in ours), default=None)
 
@@ -125,13 +127,21 @@ def searched(runs: dict[Cell, Run], task: str, method: str) -> list[Cell]:
     return sorted((cell for cell in ours if cell.seed == first), key=order)
 
 
-def best_cell(runs: dict[Cell, Run], task: str, method: str, as_first: bool = False) -> Cell | None:
+def best_cell(
+    runs: dict[Cell, Run],
+    task: str,
+    method: str,
+    as_first: bool = False,
+    n_layer: int | None = None,
+    n_steps: int | None = None,
+) -> Cell | None:
     """The run of the search with the best dev score after the last step; None where there is none.
 
     Args:
         as_first: of the runs with the share and the rate that are tried first.
+        n_layer, n_steps: of the runs with this number of layers or of steps.
     """
-    cells = searched(runs, task, method)
+    cells = searched(runs, task, method, n_layer, n_steps)
     if as_first:
         cells = [cell for cell in cells if cell == at_first(cell)]
     return max(cells, key=lambda cell: runs[cell].scores["last"], default=None)
@@ -174,8 +184,8 @@ class Plan:
         variant_tasks: on which variants, depths and lengths are tried.
         rate_task: on which constant rates are tried.
         held_out_sha256: for each task a digest of the held-out rows, which the records have too.
-        depths: numbers of the successor's layers to try beside that.
-        lengths: numbers of steps to try.
+        depths: numbers of the successor's layers to try beside that, each with a search of the learning rate.
+        lengths: numbers of steps to try, likewise.
     """
 
     results: Path
@@ -236,6 +246,9 @@ class Plan:
         best = [self.best(task, method) for method in replacing for task in self.tasks]
         if "rate" in self.search:
             yield "search: the rate", [at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
+        if self.depths or self.lengths:
+            changed = [c._replace(learning_rate=rate) for c in self.changed() for rate in self.learning_rates]
+            yield "search: other depths and lengths", changed
 
         def of_seed(cells: list[Cell], seed: int) -> list[Cell]:
             return [c._replace(seed=seed) for c in cells if seed == self.seeds[0] or c.method != FIRST_SEED_ONLY]
@@ -264,16 +277,24 @@ class Plan:
         """Every method at its best setting."""
         return [self.best(task, method) for method in self.compared() for task in self.tasks]
 
+    def changed(self) -> list[Cell]:
+        """Every method with other numbers of layers and of steps, else at its best setting."""
+        best = [self.best(task, method) for method in self.compared() for task in self.variant_tasks]
+        other_depths = [cell._replace(n_layer=n_layer) for cell in best for n_layer in self.depths]
+        return other_depths + [cell._replace(n_steps=n_steps) for cell in best for n_steps in self.lengths]
+
+    def best_changed(self, cell: Cell) -> Cell:
+        """The best one of the search so far with this number of layers and of steps; else `cell` itself."""
+        runs = read_results(self.results / cell.task / cell.method).runs
+        return best_cell(runs, cell.task, cell.method, n_layer=cell.n_layer, n_steps=cell.n_steps) or cell
+
     def variants(self) -> list[Cell]:
-        """All else, at the best settings of the methods that they are variants of."""
+        """All else: variants at the best settings of their methods, other depths and lengths at their own."""
         methods, cells = self.methods, []
         for task in self.variant_tasks:
             cells += [self.best(task, "linear")._replace(method=method) for method in VARIANTS if method in methods]
             cells += [never_alone(self.best(task, "constant"))] if "one-module" in methods else []
-        for method in self.compared():
-            best = [self.best(task, method) for task in self.variant_tasks]
-            cells += [cell._replace(n_layer=n_layer) for cell in best for n_layer in self.depths]
-            cells += [cell._replace(n_steps=n_steps) for cell in best for n_steps in self.lengths]
+        cells += [self.best_changed(cell) for cell in self.changed()]
         for name, at in (("constant-rates", at_rate), ("equivalent-rates", at_equivalent_rate)):
             if name in methods:
                 constant = self.best(self.rate_task, "constant")

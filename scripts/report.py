@@ -255,7 +255,9 @@ def changed_from(results: Results, task: str, method: str, what: str) -> Cell | 
 
 
 def changed(results: Results, what: str) -> tuple[list[str], Changed]:
-    """Methods at the settings of `changed_from`, with `what`, "n_layer" or "n_steps", as it is and changed.
+    """Methods with `what`, "n_layer" or "n_steps", as it is, at the settings of `changed_from`, and changed.
+
+    Of what is changed the best run of its own search counts.
 
     Returns:
         The tasks on which it was changed, and the runs, of the seeds that all values of a method and task have; the
@@ -264,12 +266,11 @@ def changed(results: Results, what: str) -> tuple[list[str], Changed]:
     tasks = sorted({cell.task for cell in results.runs if getattr(cell, what)}, key=str.lower)
     found: Changed = []
     for method in results.compared():
-        best = [changed_from(results, task, method, what) for task in tasks]
         values = {getattr(cell, what) for cell in results.runs if cell.method == method} - {None}
-        of_method = [
-            (method, value, [results.of(cell and cell._replace(**{what: value})) for cell in best])
-            for value in (None, *sorted(values, reverse=what == "n_layer"))
-        ]
+        of_method = [(method, None, [results.of(changed_from(results, task, method, what)) for task in tasks])]
+        for value in sorted(values, reverse=what == "n_layer"):
+            best = [best_cell(results.runs, task, method, **{what: value}) for task in tasks]
+            of_method.append((method, value, list(map(results.of, best))))
         of_method = [row for row in of_method if any(row[2])]
         found += of_common_seeds(of_method) if len(of_method) > 1 else []
     return tasks, found

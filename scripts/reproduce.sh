@@ -23,8 +23,9 @@ least 300 rows, is held out: no run sees it, and every run is scored on it in th
                    or without the rate, constant or at the start
   --num_train_epochs, --batch_size  of every method; default: 6 and 32 for MiniLM, else 4 and 32
   --methods        those to make; default: all that reproduce.py --help lists
-  --depths         more numbers of layers for the successor, beside half of the predecessor's
-  --lengths        more numbers of steps, beside those of all runs
+  --depths         more numbers of layers for the successor, beside half of the predecessor's; for each the
+                   learning rate is searched
+  --lengths        more numbers of steps, beside those of all runs; likewise
   --predecessor_epochs  of the predecessors; default: 4
   --max_steps      of a run; default: 1,000 for MiniLM, else those of its epochs
   --n_evaluations  of a successor, evenly spread, of which the best one is recorded too; default: 5

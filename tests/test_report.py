@@ -254,6 +254,15 @@ def test_other_lengths_are_compared_at_the_setting_that_they_were_run_at(results
     assert report.lengths(Results(runs, {}, {})) == report.lengths(results._replace(speed={}))
 
 
+def test_of_other_depths_the_best_learning_rate_counts(results):
+    runs = dict(results.runs)
+    (tried,) = (c for c in runs if c[:3] == ("CoLA", "linear", 42) and c.n_layer == 1)
+    better = runs[tried]._replace(scores=runs[tried].scores | {"last": 0.99}, held_out={"last": 0.123})
+    rows = report.depths(results._replace(runs=runs | {tried._replace(learning_rate="2e-4"): better})).splitlines()
+    ours = [line.split("|")[3].strip() for line in rows if "Theseus (linear) " in line]
+    assert ours[2] == "12.3"
+
+
 def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(results):
     def without(task: str, method: str) -> Results:
         gone = {c for c in results.runs if (c.task, c.method) == (task, method) and c.n_layer}
