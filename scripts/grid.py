@@ -78,7 +78,7 @@ class Cell(NamedTuple):
 
 class Results(NamedTuple):
     runs: dict[Cell, Run]
-    speed: dict[str, dict]  # what benchmark.py --json wrote, by the name of the file
+    speed: dict[tuple[str, int | None], dict]  # what benchmark.py --json wrote, by task and, if not half, layers
     constant_answers: dict[str, dict[str, float]]  # what is in the file of each task
 
     def tasks(self) -> list[str]:
@@ -107,7 +107,10 @@ class Results(NamedTuple):
 
 def read_results(folder: Path) -> Results:
     """The runs below a folder of results, which may be none, and what its folder speed tells."""
-    speed = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("speed/*.json"))}
+    speed = {}
+    for path in folder.glob("speed/*.json"):  # TASK.json, or TASK-layersN.json
+        task, _, n_layer = path.stem.partition("-layers")
+        speed[task, int(n_layer) if n_layer else None] = json.loads(path.read_text())
     constant_answers = {path.parent.name: json.loads(path.read_text()) for path in folder.glob(f"*/{CONSTANT_ANSWER}")}
     return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed, constant_answers)
 

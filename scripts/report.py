@@ -360,13 +360,19 @@ def rates(results: Results) -> str:
     return markdown(rows) if len(rows) > len(SEARCHED_RATES["constant"]) + 1 else ""
 
 
+def depth(n_layer: int | None) -> str:
+    """The number of a successor's layers in words."""
+    return f"{n_layer} layer{'s' * (n_layer > 1)}" if n_layer else "half of the layers"
+
+
 def speed(results: Results) -> str:
     rows = [["", "predecessor, rows/s", "successor, rows/s", "times as fast", "ms for one row, of both"]]
-    for name, figures in results.speed.items():
+    for task, n_layer in sorted(results.speed, key=lambda key: (key[0], -(key[1] or sys.maxsize))):
+        figures = results.speed[task, n_layer]
         both = [figures["inference"][which] for which in ("predecessor", "successor")]
         single = " / ".join(f"{1000 * of['seconds_for_one']:.1f}" for of in both)
         per_second = [f"{of['examples_per_second']:.0f}" for of in both]
-        rows.append([name, *per_second, f"{both[1]['times_the_predecessor']:.2f}", single])
+        rows.append([f"{task}, {depth(n_layer)}", *per_second, f"{both[1]['times_the_predecessor']:.2f}", single])
     return markdown(rows) if len(rows) > 1 else ""
 
 
@@ -494,9 +500,9 @@ def middle_and_half(ends: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def times_as_fast(results: Results, tasks: Sequence[str], n_layer: int | None) -> float:
-    """The mean over those of the tasks whose speed was measured; a file is TASK.json or TASK-layersN.json."""
-    names = [task + (f"-layers{n_layer}" if n_layer else "") for task in tasks]
-    found = [results.speed[name]["inference"]["successor"] for name in names if name in results.speed]
+    """The mean over those of the tasks whose speed was measured."""
+    keys = [(task, n_layer) for task in tasks]
+    found = [results.speed[key]["inference"]["successor"] for key in keys if key in results.speed]
     return mean(np.array([of["times_the_predecessor"] for of in found]))
 
 
@@ -512,17 +518,16 @@ def draw_speed(results: Results, figure) -> None:
     axis = figure.subplots()
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
     kept = [mean(percent_kept([columns[i] for i in at], predecessors, score)) for _, _, columns in found]
-    depths = [n_layer for _, n_layer, _ in found]
-    faster = [times_as_fast(results, tasks, n_layer) for n_layer in depths]
+    sizes = [n_layer for _, n_layer, _ in found]
+    faster = [times_as_fast(results, tasks, n_layer) for n_layer in sizes]
     for method in dict.fromkeys(method for method, _, _ in found):
         points = [(x, y) for x, y, (name, _, _) in zip(faster, kept, found, strict=True) if name == method]
         axis.plot(*zip(*points, strict=True), **style(method))
-    for n_layer in dict.fromkeys(depths):
-        point = max((x, y) for x, y, depth in zip(faster, kept, depths, strict=True) if depth == n_layer)
-        text = f"{n_layer} layer{'s' * (n_layer > 1)}" if n_layer else "half of the layers"
-        axis.annotate(text, point, (7, 7), textcoords="offset points", fontsize=9)
+    for n_layer in dict.fromkeys(sizes):
+        point = max((x, y) for x, y, size in zip(faster, kept, sizes, strict=True) if size == n_layer)
+        axis.annotate(depth(n_layer), point, (7, 7), textcoords="offset points", fontsize=9)
     axis.margins(x=0.12)
-    measured = ", ".join(task for task in tasks if task in results.speed)
+    measured = ", ".join(task for task in tasks if (task, None) in results.speed)
     axis.set(xlabel=f"times as fast as the predecessor ({measured})", ylabel="kept of the predecessor's mean, %")
     axis.set_title(f"{', '.join(tasks[i] for i in at)}, {judged_on}")
     axis.grid(alpha=0.3)
