@@ -125,7 +125,16 @@ def test_the_commands_are_accepted_as_they_stand():
                 parsed.append((document.name, Path(words[at]).stem))
     found = {name for document, name in parsed if document == "README.md"}
     assert parsed.count(("README.md", "run_glue")) == 6
-    assert found == {"run_glue", "download_glue", "predict_glue", "summarize", "report", "compare", "benchmark"}
+    assert found == {
+        "run_glue",
+        "download_glue",
+        "predict_glue",
+        "summarize",
+        "report",
+        "compare",
+        "benchmark",
+        "ablate",
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

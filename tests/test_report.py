@@ -277,7 +277,7 @@ def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(re
     assert " - " in report.depths(nothing_common) and report.pictures(nothing_common)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/short_runs.md"])
 def test_a_document_tells_what_the_records_in_results_give(name):
     text = (ROOT / name).read_text()
     assert report.filled(text, report.reader(ROOT / "results")) == text
