@@ -211,10 +211,12 @@ class Plan:
         if not self.record(cell).exists():
             return False
         record = json.loads(self.record(cell).read_text())
+        return record.get("held_out_sha256") == self.held_out_sha256[cell.task] and self.is_from_best(record, cell)
+
+    def is_from_best(self, record: dict, cell: Cell) -> bool:
+        """Whether the run of a record starts from the cell's predecessor, wherever that lay."""
         starts_from = record["arguments"]["model_name_or_path"]
-        return record.get("held_out_sha256") == self.held_out_sha256[cell.task] and (
-            cell.method == "predecessor" or starts_from.endswith(self.predecessor(cell.task, cell.seed).folder)
-        )
+        return cell.method == "predecessor" or starts_from.endswith(self.predecessor(cell.task, cell.seed).folder)
 
     def predecessor(self, task: str, seed: int) -> Cell:
         """The run whose model the others of this seed start from."""
@@ -277,8 +279,11 @@ class Plan:
                 new[key] = [rate for rate in ladder[max(0, at - 1) : at + 2] if rate not in tried[key]]
 
     def comparison(self) -> list[Cell]:
-        """Every method at its best setting."""
-        return [self.best(task, method) for method in self.compared() for task in self.tasks]
+        """Every method at its best setting, and with the share and the rate that are tried first."""
+        best = [self.best(task, method) for method in self.compared() for task in self.tasks]
+        replacing = [method for method in self.compared() if method in SEARCHED_RATES]
+        first = [self.best(task, method, as_first=True) for method in replacing for task in self.tasks]
+        return list(dict.fromkeys([*best, *first]))
 
     def changed(self) -> list[Cell]:
         """Every method with other numbers of layers and of steps, else at its best setting."""

@@ -6,8 +6,9 @@ is chosen on it, and all runs are scored on it in the end, but for sentences tha
 
 First the settings are searched on the first seed, for every method alike: learning rates from the middle two outwards,
 until the best one lies between others or there are none left; then, where something is replaced, the step from which
-the successor trains alone, and the replacing rate, constant or at the start. Then every method runs at its best
-setting, seed by seed, and last the variants. The same command again skips the finished runs and resumes the others.
+the successor trains alone, and the replacing rate, constant or at the start; and for other depths and lengths all the
+learning rates. Then every method runs at its best setting, and with the step and the rate that were tried first, seed
+by seed, and last the variants. The same command again skips the finished runs and resumes the others.
 
 Each run leaves OUTPUT_DIR/results/TASK/METHOD/SETTING/run.json, from which OUTPUT_DIR/results.md is made. Of the
 weights only the predecessors' are kept, in OUTPUT_DIR/runs.
@@ -76,8 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output_dir", required=True, type=Path, help="where everything goes")
     add("--seeds", default="42 43 44", help="default: %(default)s")
     add("--methods", default=" ".join(METHODS), help="those to make (default: %(default)s)")
-    add("--depths", default="", help="more numbers of layers for the successor, separated by spaces")
-    add("--lengths", default="", help="more numbers of steps, separated by spaces")
+    add("--depths", default="", help="more numbers of layers, each with a search of the learning rate")
+    add("--lengths", default="", help="more numbers of steps, likewise")
     add("--search", default=" ".join(SEARCHED), help="what is searched (default: %(default)s)")
     add("--learning_rates", required=True, help="those to search, separated by spaces: from the middle two outwards")
     add("--num_train_epochs", type=above(0), default=4.0, help="of every method (default: %(default)s)")
@@ -244,20 +245,16 @@ class Commands:
         """The words of the run's command, for the repository's root."""
         args, n_steps = self.args, self.n_steps(cell)
         words = [PYTHON, *self.script(cell), "--task_name", cell.task, "--data_dir", self.data_dir(cell.task)]
-        words += ["--model_name_or_path", self.starts_from(cell), "--output_dir", self.runs_folder(cell)]
+        is_predecessor = cell.method == "predecessor"
+        model = args.model if is_predecessor else self.runs_folder(self.plan.predecessor(cell.task, cell.seed))
+        words += ["--model_name_or_path", model, "--output_dir", self.runs_folder(cell)]
         words += ["--do_train", "--do_eval", "--resume", "--save_steps", 0, "--max_steps", n_steps]
-        if cell.method != "predecessor":
+        if not is_predecessor:
             words += ["--evaluate_during_training", "--logging_steps", -(-n_steps // args.n_evaluations)]
         words += ["--scc_n_layer", cell.n_layer] if cell.n_layer else []
         words += ["--per_gpu_train_batch_size", args.batch_size, "--per_gpu_eval_batch_size", 32]
         words += ["--learning_rate", cell.learning_rate, "--seed", cell.seed, *self.replacing(cell)]
         return [str(word) for word in words] + args.extra
-
-    def starts_from(self, cell: Cell) -> str:
-        """The model that the run starts from."""
-        if cell.method == "predecessor":
-            return self.args.model
-        return str(self.runs_folder(self.plan.predecessor(cell.task, cell.seed)))
 
     def script(self, cell: Cell) -> list[str | int]:
         """The script that makes the run, and of ablate.py its variant."""
@@ -353,8 +350,8 @@ class Runner:
         found = read_record(folder)
         if found is None:
             return False
-        is_recorded = is_finished(found) and self.commands.plan.record(cell).exists()
-        return is_recorded or found["arguments"]["model_name_or_path"] != self.commands.starts_from(cell)
+        plan = self.commands.plan
+        return (is_finished(found) and plan.record(cell).exists()) or not plan.is_from_best(found, cell)
 
     def environment(self, device: str | None) -> dict[str, str]:
         variables = dict(os.environ)

@@ -65,11 +65,12 @@ def test_the_loop_for_ones_own_model_compresses_a_token_classifier(tmp_path):
 def test_the_snippet_that_parts_a_file_loses_no_row(tmp_path, monkeypatch):
     (code,) = blocks(ROOT / "docs" / "own_data.md", "python")
     rows = [[f'text {i}, "quoted"\nand more', str(i % 2)] for i in range(40)]
-    with open(tmp_path / "all.csv", "w", newline="", encoding="utf-8") as file:
+    (tmp_path / "reviews").mkdir()
+    with open(tmp_path / "reviews" / "all.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["sentence", "label"], *rows])
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "own_data.md", "exec"), {})
-    parts = [read_own_files(OwnFiles(train=name)).train.first for name in ("train.csv", "dev.csv", "test.csv")]
+    parts = [read_own_files(OwnFiles(train=f"reviews/{name}.csv")).train.first for name in ("train", "dev", "test")]
     assert list(map(len, parts)) == [32, 4, 4]
     assert sorted(text for part in parts for text in part) == sorted(text for text, _ in rows)
 

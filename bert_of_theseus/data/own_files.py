@@ -50,7 +50,8 @@ class OwnFiles:
         Args:
             arguments: of the command.
             records: of the runs that trained its models, None where there is none. What the command leaves open, but
-                for the files, is as in the first of them that says it, of those that were on files of one's own.
+                for the files, is as in the first of them that says it, of those that were on files of one's own;
+                `positive_label` and the main metric, which belong together, as in the first that says either.
 
         Raises:
             DataError: more than two columns of text.
