@@ -244,12 +244,11 @@ class Plan:
         """(name, cells); each stage is asked for when the one before is done, and depends on its results."""
         yield from self.learning_rate_search(["predecessor"])
         yield from self.learning_rate_search(self.compared())
-        replacing = [method for method in SEARCHED_RATES if method in self.methods]
-        best = [self.best(task, method, as_first=True) for method in replacing for task in self.tasks]
         if "share" in self.search:
-            yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in best]
-        best = [self.best(task, method) for method in replacing for task in self.tasks]
+            first = self.best_of_replacing(as_first=True)
+            yield "search: when the rate is 1", [cell._replace(share=share) for share in SHARES for cell in first]
         if "rate" in self.search:
+            best = self.best_of_replacing()
             yield "search: the rate", [at_rate(cell, r) for cell in best for r in SEARCHED_RATES[cell.method]]
         if self.depths or self.lengths:
             changed = [c._replace(learning_rate=rate) for c in self.changed() for rate in self.learning_rates]
@@ -263,6 +262,11 @@ class Plan:
             yield f"comparison, seed {seed}", of_seed(self.comparison(), seed)
         for seed in self.seeds:
             yield f"variants, seed {seed}", of_seed(self.variants(), seed)
+
+    def best_of_replacing(self, as_first: bool = False) -> list[Cell]:
+        """The best cell of each method that replaces something; `as_first` is that of `best_cell`."""
+        replacing = [method for method in SEARCHED_RATES if method in self.methods]
+        return [self.best(task, method, as_first) for method in replacing for task in self.tasks]
 
     def learning_rate_search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
         """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
@@ -281,9 +285,7 @@ class Plan:
     def comparison(self) -> list[Cell]:
         """Every method at its best setting, and with the share and the rate that are tried first."""
         best = [self.best(task, method) for method in self.compared() for task in self.tasks]
-        replacing = [method for method in self.compared() if method in SEARCHED_RATES]
-        first = [self.best(task, method, as_first=True) for method in replacing for task in self.tasks]
-        return list(dict.fromkeys([*best, *first]))
+        return list(dict.fromkeys([*best, *self.best_of_replacing(as_first=True)]))
 
     def changed(self) -> list[Cell]:
         """Every method with other numbers of layers and of steps, else at its best setting."""

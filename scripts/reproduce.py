@@ -38,7 +38,7 @@ from report import fill_in
 
 from bert_of_theseus import compress, load_successor, successor_size
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
-from bert_of_theseus.data.scores import chance_score, compute_metrics
+from bert_of_theseus.data.scores import chance_score, compute_metrics, predictions_of
 from bert_of_theseus.data.task import DataError, Examples
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.device import first_device
@@ -388,7 +388,7 @@ class Runner:
         def score(classifier: Classifier) -> dict[str, float]:
             classifier.model.to(first_device(use_cuda=True))
             logits = classifier.predict_examples(examples, length, 32)
-            return compute_metrics(task, logits.argmax(1) if task.labels else logits[:, 0], examples.labels)
+            return compute_metrics(task, predictions_of(task, logits), examples.labels)
 
         for which, path in (("last", folder), ("best", folder / BEST)):
             if (path / "config.json").exists():

@@ -286,8 +286,8 @@ def draw_run(run: Run, figure) -> None:
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     predecessor = json.loads((run.folder / "run.json").read_text()).get("predecessor", {"metrics": {}})["metrics"]
     keys = dict.fromkeys(key for line in lines for key in line)
-    mains = {key for key in keys if key.removeprefix("eval_").rpartition("/")[2] == run.metric}
-    keys = [key for key in keys if key in ("loss", "replacing_rate") or key in mains]
+    shown = ("loss", "replacing_rate", run.metric)
+    keys = [key for key in keys if key.removeprefix("eval_").rpartition("/")[2] in shown]
     figure.set_size_inches(8, 1 + 2.2 * len(keys))
     axes = figure.subplots(len(keys), sharex=True, squeeze=False).flat
     for axis, key in zip(axes, keys, strict=True):

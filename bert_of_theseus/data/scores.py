@@ -35,6 +35,11 @@ METRICS: dict[str, Callable[[Task, np.ndarray, np.ndarray], float]] = {
 MEANS = {"acc_and_f1": ("acc", "f1"), "corr": ("pearson", "spearmanr")}  # of two metrics
 
 
+def predictions_of(task: Task, logits: np.ndarray) -> np.ndarray:
+    """What logits, (rows, labels) in the task's order, predict: (rows,) label ids, or scores."""
+    return logits.argmax(1) if task.labels else logits[:, 0]
+
+
 def compute_metrics(task: Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The task's metrics, as fractions.
 
@@ -131,8 +136,7 @@ class DevSets:
         metrics, loyalty = {}, {}
         for name, features in self.features.items():
             prefix = f"{name}/" if len(self.features) > 1 else ""
-            predictions = logits[name].argmax(1) if self.task.labels else logits[name][:, 0]
-            found = compute_metrics(self.task, predictions, features.labels)
+            found = compute_metrics(self.task, predictions_of(self.task, logits[name]), features.labels)
             metrics |= {prefix + key: value for key, value in found.items()}
             if self.predecessor:
                 found = compute_loyalty(self.task, logits[name], self.predecessor.logits[name])
