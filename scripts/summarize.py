@@ -7,123 +7,22 @@ score against the replacing rate, and summary_run.png with one run step by step.
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from grid.averages import deviation, mean
+from grid.output import BLUE, COLOURS, GREY, draw, warn, write
+from grid.records import METRICS, Run, read_run, read_runs
+
 from bert_of_theseus.run.command_line import OneLineParser, UserError, markdown, one_line_errors
-from bert_of_theseus.run.files import write_whole
 from glue_processors import TASKS
-
-METRICS = {
-    "acc": "accuracy",
-    "f1": "F1",
-    "macro_f1": "mean F1 of the classes",
-    "pearson": "Pearson",
-    "spearmanr": "Spearman",
-    "mcc": "Matthews",
-    "acc_and_f1": "mean of accuracy and F1",
-    "corr": "mean of Pearson and Spearman",
-}
-
-# ------------------------------------------------------------------------------------------ reading
-
-# Arguments that are no part of a setting: the seed, over which scores are averaged; what has a column of its own;
-# names and places; and what changes no score.
-NO_SETTING = set(
-    "seed task_name scheduler_type variant data_dir train_file validation_file test_file output_dir "
-    "overwrite_output_dir resume cache_dir overwrite_cache save_steps save_total_limit eval_all_checkpoints "
-    "per_gpu_eval_batch_size do_train no_cuda model_type fp16_opt_level local_rank pretrained_model".split()
-)
-
-
-class Run(NamedTuple):
-    """A finished run, as its run.json tells it."""
-
-    folder: Path
-    task: str
-    metric: str  # the task's main metric
-    schedule: str  # of the replacing rate: "constant", --scheduler_type, or "fine-tuning" where nothing was replaced
-    seed: int
-    setting: dict  # the arguments that make the setting
-    scores: dict[str, float]  # "last", "best", "predecessor", where there are any: the mean of the metric over dev sets
-    held_out: dict[str, float]  # the same on reproduce.py's held-out rows; perhaps of "module 1", ... too
-    loyalty: dict[str, float]  # to the predecessor, after the last step
-    steps: int
-    seconds: float  # of training
-    made_with: str  # versions and commit
-
-
-def over_dev_sets(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each metric over the dev sets, of which MNLI has two, as the paper's tables have it (section 4.1)."""
-    found: dict[str, list[float]] = {}
-    for key, value in values.items():
-        found.setdefault(key.rpartition("/")[2], []).append(value)
-    return {name: sum(several) / len(several) for name, several in found.items()}
-
-
-def read_run(path: Path) -> Run:
-    """What a run.json tells; UserError where it cannot be read."""
-    try:
-        record = json.loads(path.read_text())
-        arguments, seed = record["arguments"], record["arguments"]["seed"]
-        schedule = "constant" if arguments["scheduler_type"] == "none" else arguments["scheduler_type"]
-        metric = record["main_metric"].rpartition("/")[2]
-        setting = {name: value for name, value in arguments.items() if name not in NO_SETTING}
-        setting["variant"] = record.get("variant") or arguments.get("variant")
-        setting["processes"] = record.get("processes", 1)  # more of them make larger batches
-        data = json.dumps(record.get("data"), sort_keys=True).encode()
-        setting["data"] = hashlib.sha256(data).hexdigest()[:8]  # other files may have been in the same place
-        # Seeds that have a predecessor each are one setting.
-        setting["model_name_or_path"] = str(arguments["model_name_or_path"]).replace(f"seed{seed}", "seed*")
-        names = [name for name in ("last", "best", "predecessor") if name in record]
-        made_with = [f"{name} {record['versions'][name]}" for name in ("torch", "transformers")]
-        commit = record.get("git_commit") or "unknown"  # perhaps with "-dirty" behind its 40 digits
-        return Run(
-            folder=path.parent,
-            task=record["task"],
-            metric=metric,
-            schedule="fine-tuning" if arguments["replacing_rate"] is None else schedule,
-            seed=seed,
-            setting=setting,
-            scores={name: over_dev_sets(record[name]["metrics"])[metric] for name in names},
-            held_out={name: over_dev_sets(found)[metric] for name, found in record.get("held_out", {}).items()},
-            loyalty=over_dev_sets(record["last"].get("loyalty", {})) if "last" in names else {},
-            steps=record["steps"],
-            seconds=record["training_seconds"],
-            made_with=", ".join([*made_with, f"commit {commit[:10]}{commit[40:]}"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no record of a run of run_glue.py ({type(error).__name__}: {error})") from error
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """All finished runs below a folder, in the order of their paths; warns of the others."""
-    runs = []
-    for path in sorted(folder.rglob("run.json")):
-        try:
-            runs.append(read_run(path))
-        except UserError as error:
-            warn(f"{error}; left out")
-    unfinished = [str(path.parent) for path in sorted(folder.rglob("unfinished_run.json"))]
-    if unfinished:
-        warn(f"not finished, and left out: {', '.join(unfinished)}")
-    return runs
-
-
-def warn(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: warning: {message}", file=sys.stderr)
-
-
-# ------------------------------------------------------------------------------------------ numbers
 
 
 def scores(runs: Iterable[Run], which: str = "last") -> np.ndarray:
@@ -137,25 +36,10 @@ def kept(runs: list[Run], which: str = "last") -> np.ndarray:
     return 100 * ours / theirs if len(ours) == len(theirs) and (theirs > 0).all() else np.array([])
 
 
-def mean(values: np.ndarray) -> float:
-    """nan for no values."""
-    return float(values.mean()) if len(values) else np.nan
-
-
-def deviation(values: np.ndarray) -> float:
-    """The standard deviation (n - 1); nan for fewer than two values."""
-    return float(values.std(ddof=1)) if len(values) > 1 else np.nan
-
-
-def spread(values: np.ndarray) -> str:
-    """Mean and, of several values, their standard deviation."""
-    return f"{mean(values):.1f} ± {deviation(values):.1f}".removesuffix(" ± nan").replace("nan", "-")
-
-
 # ------------------------------------------------------------------------------------------- a sweep
 
-Setting = list[Run]  # runs that differ in nothing but the seed, by seed
 
+Setting = list[Run]  # runs that differ in nothing but the seed, by seed
 ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
 NOTES = """
 {n_runs} runs. A score is the main metric on the dev set (for MNLI the mean of both sets) after the last step or at the
@@ -243,10 +127,6 @@ def as_markdown(rows: list[dict]) -> str:
 
 # ------------------------------------------------------------------------------------------ pictures
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"  # apart for colour-blind eyes too
-COLOURS = (ORANGE, BLUE, "#009e73", "#cc79a7")
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-
 
 def of_schedules(settings: list[Setting]) -> list[Setting]:
     """Those of a replacing rate, without the variants."""
@@ -303,32 +183,7 @@ def draw_run(run: Run, figure) -> None:
     figure.align_ylabels()
 
 
-def draw(pictures: dict[str, Callable]) -> dict[str, bytes]:
-    """PNG files by name, of functions that draw on a figure; none, with a warning, where matplotlib is missing."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        warn("no pictures: they need matplotlib (pip install matplotlib)")
-        return {}
-    files = {}
-    for name, draw_on in pictures.items():
-        with matplotlib.rc_context(STYLE):
-            figure, png = Figure(layout="constrained"), io.BytesIO()
-            draw_on(figure)
-            figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
-        files[name] = png.getvalue()
-    return files
-
-
 # -------------------------------------------------------------------------------------- command line
-
-
-def write(folder: Path, files: dict[str, str | bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_whole(folder / name, content)
-    print(f"Written to {folder}: {', '.join(files)}", file=sys.stderr)
 
 
 def summarize(runs_dir: Path, output_dir: Path, drawn: Path | None) -> None:

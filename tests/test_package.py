@@ -54,7 +54,8 @@ def imported(path: Path) -> set[str]:
 
 METHOD = [f"bert_of_theseus.{path.stem}" for path in ROOT.glob("bert_of_theseus/*.py") if path.stem != "__init__"]
 DATA = [f"bert_of_theseus.data.{path.stem}" for path in ROOT.glob("bert_of_theseus/data/*.py")]
-SCRIPTS = [path.stem for path in ROOT.glob("scripts/*.py")]
+COMMANDS = [path.stem for path in ROOT.glob("scripts/*.py")]
+SCRIPTS = [*COMMANDS, "grid"]
 ROOMS = {  # files, and what they must not import
     "bert_of_theseus/*.py": ["bert_of_theseus.run", "replacement_scheduler", "glue_processors", "run_glue", *SCRIPTS],
     "bert_of_theseus/data/*.py": [*METHOD, "replacement_scheduler", "glue_processors", "run_glue", *SCRIPTS],
@@ -62,6 +63,8 @@ ROOMS = {  # files, and what they must not import
     "replacement_scheduler.py": ["bert_of_theseus", "glue_processors", "run_glue", *SCRIPTS],
     "glue_processors.py": [*METHOD, "replacement_scheduler", "run_glue", *SCRIPTS],
     "run_glue.py": ["scripts", *SCRIPTS],
+    "scripts/grid/*.py": ["run_glue", *COMMANDS],
+    "scripts/*.py": COMMANDS,
 }
 
 

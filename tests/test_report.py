@@ -1,16 +1,19 @@
-"""scripts/grid.py and scripts/report.py: the tables against numpy, the pictures, and what the documents tell."""
+"""scripts/report.py: the tables against numpy, the pictures, and what the documents tell."""
 
 import json
 import re
 import sys
 from pathlib import Path
 
-import grid
 import numpy as np
 import pytest
 import report
-from grid import Cell, Results, never_alone
+from grid import cells, documents, pictures, tables
+from grid.averages import on_held_out
+from grid.cells import Cell, Results, never_alone
 from test_summarize import cells_of, write_run
+
+from bert_of_theseus.run.command_line import UserError
 
 ROOT = Path(__file__).parents[1]
 TASKS = {"CoLA": "cola", "STS-B": "sts-b"}
@@ -44,19 +47,19 @@ def folder(tmp_path_factory) -> Path:
     """Of two tasks and three seeds a whole grid with random scores, but that the best settings are these."""
     folder, random = tmp_path_factory.mktemp("results"), np.random.default_rng(0)
     for task in TASKS:
-        best = [Cell(task, method, 42, "1e-4") for method in ("predecessor", *grid.COMPARED)]
-        best = [c._replace(share=0.5) if c.method in grid.SEARCHED_RATES else c for c in best]
+        best = [Cell(task, method, 42, "1e-4") for method in ("predecessor", *cells.COMPARED)]
+        best = [c._replace(share=0.5) if c.method in cells.SEARCHED_RATES else c for c in best]
         best = [c._replace(rate=0.5) if c.method == "constant" else c for c in best]
         linear, constant = (next(c for c in best if c.method == name) for name in ("linear", "constant"))
-        more = [linear._replace(method=method) for method in grid.VARIANTS]
+        more = [linear._replace(method=method) for method in cells.VARIANTS]
         more += [never_alone(constant)]
         more += [c._replace(n_layer=n) for c in best[1:] for n in (2, 1)]
         more += [c._replace(n_steps=n) for c in best[1:] for n in (50, 200)]
         if task == "STS-B":
-            for at in (grid.at_rate, grid.at_equivalent_rate):
-                more += [at(constant, rate) for rate in grid.RATES if rate != constant.rate]
-        cells = dict.fromkeys(c._replace(seed=seed) for c in [*best, *more] for seed in SEEDS)
-        for cell in cells:
+            for at in (cells.at_rate, cells.at_equivalent_rate):
+                more += [at(constant, rate) for rate in cells.RATES if rate != constant.rate]
+        every = dict.fromkeys(c._replace(seed=seed) for c in [*best, *more] for seed in SEEDS)
+        for cell in every:
             dev = (0.7 if cell._replace(seed=42) in best else 0.5) + 0.1 * random.random()
             write_cell(folder, cell, dev, 0.6 + 0.2 * random.random())
         for cell in best:
@@ -74,7 +77,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder) -> Results:
-    return grid.read_results(folder)
+    return cells.read_results(folder)
 
 
 def recorded(folder: Path, cell: str, which: str = "held_out") -> np.ndarray:
@@ -111,13 +114,13 @@ def of_method(folder: Path, setting: str, which: str = "held_out") -> np.ndarray
 def test_a_folder_tells_its_cell(tmp_path, cell):
     assert Cell.at(tmp_path / cell.folder) == cell
     for wrong in (cell.task + "/linear/mine", cell.task + "/mine/lr1e-4-seed1"):
-        with pytest.raises(grid.UserError, match="no folder of"):
+        with pytest.raises(UserError, match="no folder of"):
             Cell.at(tmp_path / wrong)
 
 
 def test_the_comparison_has_what_is_kept_of_the_mean_on_the_held_out_rows(folder, results):
     ours, theirs = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "predecessor/lr1e-4")
-    rows = cells_of(report.TABLES["held-out"](results))
+    rows = cells_of(tables.TABLES["held-out"](results))
     kept = 100 * ours.mean(0) / theirs.mean(0)
     assert rows["Theseus (linear)"] == [*map(shown, ours), shown(ours.mean(0)), shown(kept), "3"]
     assert rows["predecessor"] == [*map(shown, theirs), shown(theirs.mean(0)), "-", "3"]
@@ -125,14 +128,14 @@ def test_the_comparison_has_what_is_kept_of_the_mean_on_the_held_out_rows(folder
 
 def test_what_is_kept_is_also_told_above_a_constant_answer(folder, results):
     constant = {task: {"dev": 0.5, "held-out": floor} for task, floor in zip(TASKS, (0.0, 0.4), strict=True)}
-    table = report.TABLES["held-out"](results._replace(constant_answers=constant))
+    table = tables.TABLES["held-out"](results._replace(constant_answers=constant))
     ours, theirs = of_method(folder, "linear/lr1e-4-by0.5").mean(0), of_method(folder, "predecessor/lr1e-4").mean(0)
     rows = cells_of(table)
     assert rows["constant answer"] == ["0.0", "40.0", "20.0", "-", "-", "-"]
     assert rows["Theseus (linear)"][-2] == shown(100 * (ours - 20) / (theirs - 20))
     assert "kept of the mean above a constant answer, %" in table
     only_one = results._replace(constant_answers={"CoLA": constant["CoLA"]})
-    assert "constant" not in report.TABLES["held-out"](only_one).replace("constant rate", "")
+    assert "constant" not in tables.TABLES["held-out"](only_one).replace("constant rate", "")
 
 
 def test_where_another_share_is_best_the_one_that_was_tried_first_has_a_row_too(folder, results):
@@ -141,38 +144,38 @@ def test_where_another_share_is_best_the_one_that_was_tried_first_has_a_row_too(
     better = {cell._replace(seed=seed): run._replace(seed=seed) for cell, run in better.items() for seed in SEEDS}
     tried = results._replace(runs=results.runs | better)
     first = of_method(folder, "linear/lr1e-4-by0.5")
-    rows = cells_of(report.TABLES["held-out"](tried))
+    rows = cells_of(tables.TABLES["held-out"](tried))
     assert rows["Theseus (linear)"][:2] == ["90.0 ± 0.0", shown(first[1])]
     title = "Theseus (linear), from 0.3, 1 after 0.5"
     assert rows[title][:3] == [*map(shown, first), shown(first.mean(0))]
-    assert cells_of(report.TABLES["differences"](tried))[f"{title} minus Theseus (linear)"][1] == "+0.0 ± 0.0"
+    assert cells_of(tables.TABLES["differences"](tried))[f"{title} minus Theseus (linear)"][1] == "+0.0 ± 0.0"
     of_one_seed = {cell: run for cell, run in better.items() if cell.seed == 42}
-    assert title not in report.TABLES["held-out"](results._replace(runs=results.runs | of_one_seed))
+    assert title not in tables.TABLES["held-out"](results._replace(runs=results.runs | of_one_seed))
 
 
 def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(folder, results):
     best = of_method(folder, "linear/lr1e-4-by0.5", "best")
     theirs = of_method(folder, "predecessor/lr1e-4", "last")  # which has no best step
-    rows = cells_of(report.TABLES["as-the-paper"](results))
+    rows = cells_of(tables.TABLES["as-the-paper"](results))
     expected = [*best, best.mean(0), 100 * best.mean(0) / theirs.mean(0)]
     assert rows["Theseus (linear)"] == [*(f"{np.median(values):.1f}" for values in expected), "3"]
     last = of_method(folder, "linear/lr1e-4-by0.5", "last")
-    assert cells_of(report.TABLES["dev"](results))["Theseus (linear)"][:2] == [*map(shown, last)]
+    assert cells_of(tables.TABLES["dev"](results))["Theseus (linear)"][:2] == [*map(shown, last)]
 
 
 def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, results):
     a, b = of_method(folder, "linear/lr1e-4-by0.5"), of_method(folder, "all-trained/lr1e-4")
-    rows = cells_of(report.differences(results))
+    rows = cells_of(tables.differences(results))
     expected = [*map(with_error, a - b), with_error((a - b).mean(0))]
     assert rows["Theseus (linear) minus cut predecessor"] == expected
     assert "cut predecessor (distilled) minus cut predecessor" not in rows
     falling = of_method(folder, "falling/lr1e-4-by0.5")
-    assert cells_of(report.variants(results))["falling rate"] == [
+    assert cells_of(tables.variants(results))["falling rate"] == [
         *map(with_error, falling - a),
         with_error((falling - a).mean(0)),
     ]
     lost = of_method(folder, "one-module/rate0.5-lr1e-4-by1.0") - of_method(folder, "predecessor/lr1e-4") - 2
-    modules = cells_of(report.modules(results))
+    modules = cells_of(tables.modules(results))
     assert modules["module 2 alone"] == [*map(with_error, lost), with_error(lost.mean(0))]
     assert [*modules][2:] == ["module 1 alone", "module 2 alone", "module 10 alone"]
 
@@ -180,20 +183,20 @@ def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, result
 def test_seeds_that_one_side_lacks_are_left_out(results):
     runs = {c: run for c, run in results.runs.items() if not (c.method == "linear" and c.seed == 44)}
     fewer = Results(runs, {}, {})
-    rows = cells_of(report.TABLES["held-out"](fewer))
+    rows = cells_of(tables.TABLES["held-out"](fewer))
     assert (rows["Theseus (linear)"][-1], rows["predecessor"][-1]) == ("2", "3")
     (row,) = [
         r
-        for name, r in cells_of(report.differences(fewer)).items()
+        for name, r in cells_of(tables.differences(fewer)).items()
         if name == "Theseus (linear) minus cut predecessor (distilled)"
     ]
     a, b = ([run for run in fewer.best("CoLA", method) if run.seed != 44] for method in ("linear", "distilled"))
-    values = np.array([report.on_held_out(x) - report.on_held_out(y) for x, y in zip(a, b, strict=True)])
+    values = np.array([on_held_out(x) - on_held_out(y) for x, y in zip(a, b, strict=True)])
     assert row[0] == with_error(values)
 
 
 def test_every_run_of_the_search_is_shown_and_the_chosen_one_is_bold(folder, results):
-    rows = cells_of(report.search(results))
+    rows = cells_of(tables.search(results))
     first = {
         name: json.loads(path.read_text())["last"]["main"]
         for name, path in (
@@ -208,7 +211,7 @@ def test_every_run_of_the_search_is_shown_and_the_chosen_one_is_bold(folder, res
 
 
 def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, results):
-    rows = cells_of(report.rates(results))
+    rows = cells_of(tables.rates(results))
     assert rows["0.1"] == [
         shown(recorded(folder, "STS-B/constant/rate0.1-lr1e-4-by0.5")),
         "3",
@@ -220,27 +223,27 @@ def test_constant_rates_have_a_fixed_learning_rate_or_a_fixed_product(folder, re
 
 def test_of_rates_with_one_of_the_two_learning_rates_only_that_column_is_there(folder, results):
     more = {cell: run for cell, run in results.runs.items() if cell.method != "constant" or cell.rate == 0.5}
-    table = report.TABLES["rates"](results._replace(runs=more))
+    table = tables.TABLES["rates"](results._replace(runs=more))
     assert table.splitlines()[0].split(" | ")[1:] == ["learning rate times rate fixed", "seeds |"]
     equivalent = recorded(folder, "STS-B/equivalent-rates/rate0.1-lr0.0005-by0.5")
     assert cells_of(table)["0.1"] == [shown(equivalent), "3"]
 
 
 def test_depths_and_lengths_stand_beside_the_run_of_the_comparison(folder, results):
-    table = report.depths(results).splitlines()
+    table = tables.depths(results).splitlines()
     ours = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if "Theseus (linear) " in line]
     assert [row[1] for row in ours] == ["half", "2", "1"]
     scores = of_method(folder, "linear/lr1e-4-by0.5-layers2")
     kept = 100 * scores.mean(0) / of_method(folder, "predecessor/lr1e-4").mean(0)
     assert ours[1][2:] == [*map(shown, scores), shown(kept), "3"]
     long = recorded(folder, "CoLA/linear/lr1e-4-by0.5-steps200")
-    lines = [line for line in report.lengths(results).splitlines() if "Theseus (linear) " in line]
+    lines = [line for line in tables.lengths(results).splitlines() if "Theseus (linear) " in line]
     assert [shown(long) in line for line in lines] == [False, False, True]
 
 
 def test_other_lengths_are_compared_over_the_seeds_that_all_have(folder, results):
     (gone,) = (c for c in results.runs if c[:3] == ("CoLA", "linear", SEEDS[-1]) and c.n_steps == 200)
-    table = report.lengths(Results({c: run for c, run in results.runs.items() if c != gone}, {}, {}))
+    table = tables.lengths(Results({c: run for c, run in results.runs.items() if c != gone}, {}, {}))
     ours = [line.split("|") for line in table.splitlines() if "Theseus (linear) " in line]
     columns = [recorded(folder, f"CoLA/linear/lr1e-4-by0.5{steps}")[:-1] for steps in ("", "-steps50", "-steps200")]
     assert [row[3].strip() for row in ours] == list(map(shown, columns))
@@ -250,15 +253,15 @@ def test_other_lengths_are_compared_at_the_setting_that_they_were_run_at(results
     runs = dict(results.runs)
     better = next(c for c in runs if c[:3] == ("CoLA", "linear", 42) and c.share == 0.25)
     runs[better] = runs[better]._replace(scores=runs[better].scores | {"last": 0.99})
-    assert grid.best_cell(runs, "CoLA", "linear") == better
-    assert report.lengths(Results(runs, {}, {})) == report.lengths(results._replace(speed={}))
+    assert cells.best_cell(runs, "CoLA", "linear") == better
+    assert tables.lengths(Results(runs, {}, {})) == tables.lengths(results._replace(speed={}))
 
 
 def test_of_other_depths_the_best_learning_rate_counts(results):
     runs = dict(results.runs)
     (tried,) = (c for c in runs if c[:3] == ("CoLA", "linear", 42) and c.n_layer == 1)
     better = runs[tried]._replace(scores=runs[tried].scores | {"last": 0.99}, held_out={"last": 0.123})
-    rows = report.depths(results._replace(runs=runs | {tried._replace(learning_rate="2e-4"): better})).splitlines()
+    rows = tables.depths(results._replace(runs=runs | {tried._replace(learning_rate="2e-4"): better})).splitlines()
     ours = [line.split("|")[3].strip() for line in rows if "Theseus (linear) " in line]
     assert ours[2] == "12.3"
 
@@ -268,47 +271,47 @@ def test_where_one_task_has_other_depths_the_mean_is_of_the_others_or_missing(re
         gone = {c for c in results.runs if (c.task, c.method) == (task, method) and c.n_layer}
         return Results({c: run for c, run in results.runs.items() if c not in gone}, {}, {})
 
-    table = report.depths(without("CoLA", "linear"))
-    assert "kept of the mean (STS-B), %" in table and "kept of the mean (CoLA, STS-B), %" in report.depths(results)
+    table = tables.depths(without("CoLA", "linear"))
+    assert "kept of the mean (STS-B), %" in table and "kept of the mean (CoLA, STS-B), %" in tables.depths(results)
     runs = without("CoLA", "linear").runs
     nothing_common = Results(
         {c: r for c, r in runs.items() if not (c.task == "STS-B" and c.n_layer and c.method != "linear")}, {}, {}
     )
-    assert " - " in report.depths(nothing_common) and report.pictures(nothing_common)
+    assert " - " in tables.depths(nothing_common) and pictures.pictures(nothing_common)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/results.md", "docs/short_runs.md"])
 def test_a_document_tells_what_the_records_in_results_give(name):
     text = (ROOT / name).read_text()
-    assert report.filled(text, report.reader(ROOT / "results")) == text
+    assert documents.filled(text, documents.reader(ROOT / "results")) == text
     assert re.findall(r"<!-- ([a-z/-]+) -->", text)
     for picture in re.findall(r"!\[.*?\]\((\S+)\)", text):
         assert ((ROOT / name).parent / picture).exists()
 
 
 def test_a_new_document_has_every_table_and_is_the_same_when_filled_again(folder, tmp_path):
-    text = report.fill_in(tmp_path / "results.md", folder)
-    found = {name: text.count(f"<!-- {name} -->\n|") for name in report.TABLES}
-    assert found == dict.fromkeys(report.TABLES, 1) | {"grid": 0}  # a sentence
-    assert report.fill_in(tmp_path / "results.md", folder) == text == (tmp_path / "results.md").read_text()
+    text = documents.fill_in(tmp_path / "results.md", folder)
+    found = {name: text.count(f"<!-- {name} -->\n|") for name in tables.TABLES}
+    assert found == dict.fromkeys(tables.TABLES, 1) | {"grid": 0}  # a sentence
+    assert documents.fill_in(tmp_path / "results.md", folder) == text == (tmp_path / "results.md").read_text()
     inner = tmp_path / "inner.md"
     inner.write_text("<!-- more/held-out -->\n<!-- /more/held-out -->\n")
-    with pytest.raises(grid.UserError, match="more: there is no run"):
-        report.fill_in(inner, folder)
+    with pytest.raises(UserError, match="more: there is no run"):
+        documents.fill_in(inner, folder)
 
 
 def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path):
     runs = {c: r for c, r in results.runs.items() if c.method in ("predecessor", "all-trained") and not any(c[6:])}
     found = Results(runs, {}, {})
-    told = {name for name, table in report.TABLES.items() if table(found)}
+    told = {name for name, table in tables.TABLES.items() if table(found)}
     assert told == {"grid", "held-out", "dev", "as-the-paper", "loyalty", "search"}
-    assert list(report.pictures(found)) == ["comparison"]
-    text = report.filled("<!-- depths -->\n<!-- /depths -->\n", lambda folder: found)
+    assert list(pictures.pictures(found)) == ["comparison"]
+    text = documents.filled("<!-- depths -->\n<!-- /depths -->\n", lambda folder: found)
     assert text == "<!-- depths -->\nNo run tells this.\n<!-- /depths -->\n"
     without_linear = Results(
-        {c: r for c, r in results.runs.items() if c.method not in ("linear", *grid.VARIANTS)}, {}, {}
+        {c: r for c, r in results.runs.items() if c.method not in ("linear", *cells.VARIANTS)}, {}, {}
     )
-    assert not report.variants(without_linear) and report.rates(without_linear) == report.rates(results)
+    assert not tables.variants(without_linear) and tables.rates(without_linear) == tables.rates(results)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +333,7 @@ def test_mistakes_are_told_in_one_line_and_change_nothing(tmp_path, monkeypatch,
 def test_the_pictures_show_the_numbers_of_the_tables(folder, results, name, tmp_path):
     figures = pytest.importorskip("matplotlib.figure")
     figure = figures.Figure(layout="constrained")
-    report.pictures(results)[name](figure)
+    pictures.pictures(results)[name](figure)
     lines = [line for axis in figure.axes for line in axis.lines]
     values = {round(float(y), 6) for line in lines for y in np.atleast_1d(line.get_ydata())}
     xs = {round(float(x), 6) for line in lines for x in np.atleast_1d(line.get_xdata())}

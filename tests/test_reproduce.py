@@ -14,7 +14,10 @@ import pytest
 import reproduce
 import torch
 from conftest import save_bert, write_glue
-from grid import COMPARED, VARIANTS, Cell, read_results
+from grid.cells import COMPARED, VARIANTS, Cell, read_results
+from grid.commands import Commands
+from grid.held_out import hold_out, longest_containing, replace_one_module, score_on
+from grid.runner import Runner
 from transformers import AutoModelForSequenceClassification
 
 import run_glue
@@ -40,7 +43,7 @@ def call(args, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command(args, *more), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500)
 
 
-def parsed(grid: reproduce.Commands, cell: Cell):
+def parsed(grid: Commands, cell: Cell):
     """The arguments of the cell's run, as its script reads them."""
     _, script, *words = grid.command(cell)
     return (ablate if script == "scripts/ablate.py" else run_glue).parse_args(words)
@@ -59,7 +62,7 @@ def score(cell: Cell) -> float:
     return score + 0.002 * (cell.rate == rate)
 
 
-def write_record(grid: reproduce.Commands, cell: Cell) -> None:
+def write_record(grid: Commands, cell: Cell) -> None:
     """A record as run_glue.py or ablate.py would leave it; of a predecessor also a model."""
     scores = {"metrics": dict.fromkeys(("pearson", "spearmanr", "corr"), score(cell)), "main": score(cell)}
     record = {"task": "sts-b", "main_metric": "corr", "arguments": vars(parsed(grid, cell))}
@@ -80,7 +83,7 @@ def made(tmp_path):
     write_glue(tmp_path / "STS-B", "sts-b", n_train=16, n_dev=8)
     save_bert(tmp_path / "model", num_labels=1, max_position_embeddings=128)
     args = reproduce.parse_args(flags(tmp_path))
-    grid, stages = reproduce.Commands(args), []
+    grid, stages = Commands(args), []
     for name, cells in grid.plan.stages():
         stages.append((name, cells))
         for cell in cells:
@@ -99,7 +102,7 @@ def test_nothing_is_left_of_a_finished_grid(made):
 def test_what_the_same_answer_for_all_rows_scores_is_noted(tmp_path):
     write_glue(tmp_path / "MRPC", "mrpc", n_train=640, n_dev=8)
     args = reproduce.parse_args(flags(tmp_path, "--tasks", "MRPC", "--depths", ""))
-    commands = reproduce.Commands(args)
+    commands = Commands(args)
     held_out = commands.held_out("MRPC").labels.mean()
     expected = max((held_out + 2 * held_out / (1 + held_out)) / 2, (1 - held_out) / 2)  # of accuracy and F1
     noted = read_results(args.output_dir / "results").constant_answers["MRPC"]
@@ -112,12 +115,12 @@ def test_of_two_dev_sets_the_mean_is_noted_and_the_held_out_rows_are_one(tmp_pat
     rows = [row.rpartition("\t")[0] + "\tneutral" for row in rows]
     (folder / "dev_mismatched.tsv").write_text("\n".join([head, *rows]) + "\n")
     args = reproduce.parse_args(flags(tmp_path, "--tasks", "mnli", "--depths", ""))
-    commands = reproduce.Commands(args)
+    commands = Commands(args)
     assert read_results(args.output_dir / "results").constant_answers["MNLI"]["dev"] == pytest.approx((1 + 1 / 3) / 2)
     assert [path.name for path in commands.held_out_dir("MNLI").iterdir()] == ["dev_matched.tsv"]
     cell = commands.plan.first("MNLI", "predecessor", "1e-3")
     model = save_bert(commands.runs_folder(cell), num_labels=3, max_position_embeddings=128)
-    scores = reproduce.Runner(commands).score_held_out(cell, model)
+    scores = score_on(commands.held_out("MNLI"), TASKS["mnli"], model)
     assert scores.keys() == {"last"} and scores["last"].keys() == {"acc"}
 
 
@@ -169,7 +172,7 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
 def test_share_and_rate_are_searched_only_if_asked_for(made):
     args, _, _ = made
     args.search = ["learning_rate"]
-    names = [name for name, _ in reproduce.Commands(args).plan.stages() if name.startswith("search")]
+    names = [name for name, _ in Commands(args).plan.stages() if name.startswith("search")]
     assert names.pop() == "search: other depths and lengths"
     assert names and all(name.startswith("search: learning rate") for name in names)
 
@@ -196,10 +199,10 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
 
 @pytest.mark.parametrize("name", ["sts-b", "cola", "mnli"])
 def test_rows_are_held_out_by_their_content_and_nothing_is_lost(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
+    monkeypatch.setattr("grid.held_out.LEAST_HELD_OUT", 10)
     task, source = TASKS[name], write_glue(tmp_path / "glue", name, n_train=60)
     folders = tmp_path / "data", tmp_path / "held_out"
-    reproduce.hold_out(task, source, *folders)
+    hold_out(task, source, *folders)
     before, kept = (read_examples(task, folder, "train") for folder in (source, folders[0]))
     held_out = read_examples(task, folders[1], "dev")
     assert (len(held_out.first), len(kept.first)) == (10, 50)
@@ -210,18 +213,18 @@ def test_rows_are_held_out_by_their_content_and_nothing_is_lost(tmp_path, name, 
     lines = (source / task.train).read_text().splitlines(keepends=True)
     head = lines[: task.header]
     (source / task.train).write_text("".join(head + lines[len(head) :][::-1]))
-    reproduce.hold_out(task, source, *folders)
+    hold_out(task, source, *folders)
     assert sorted(read_examples(task, folders[1], "dev").first) == sorted(held_out.first)
 
 
 def test_of_sentences_and_phrases_whole_sentences_are_held_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "LEAST_HELD_OUT", 10)
+    monkeypatch.setattr("grid.held_out.LEAST_HELD_OUT", 10)
     task, source = TASKS["sst-2"], tmp_path
     sentences = [f"number {i} is a good film" for i in range(10, 30)]
     rows = [text for i, text in enumerate(sentences) for text in (f"number {i + 10} is", text, "a good film")]
     for name in ("train.tsv", "dev.tsv"):
         (source / name).write_text("sentence\tlabel\n" + "".join(f"{row}\t1\n" for row in rows))
-    reproduce.hold_out(task, source, tmp_path / "data", tmp_path / "held_out")
+    hold_out(task, source, tmp_path / "data", tmp_path / "held_out")
     (held_out,) = read_dev_sets(task, tmp_path / "held_out").values()
     kept = read_examples(task, tmp_path / "data", "train")
     assert len(kept.first) == 50 and held_out.first
@@ -232,7 +235,7 @@ def test_of_sentences_and_phrases_whole_sentences_are_held_out(tmp_path, monkeyp
 
 def test_the_longest_text_that_contains_one():
     texts = ["a b", "a b c", "b", "a b c", "d", "x d"]
-    assert [texts[i] for i in reproduce.longest_containing(texts)] == ["a b c", "a b c", "a b c", "a b c", "x d", "x d"]
+    assert [texts[i] for i in longest_containing(texts)] == ["a b c", "a b c", "a b c", "a b c", "x d", "x d"]
 
 
 def test_a_run_from_another_predecessor_or_scored_on_other_rows_is_made_again(made):
@@ -249,7 +252,7 @@ def test_a_run_from_another_predecessor_or_scored_on_other_rows_is_made_again(ma
     # What is left of it would pass for the new run, finished.
     grid.runs_folder(cell).mkdir(parents=True)
     (grid.runs_folder(cell) / "run.json").write_text(json.dumps(record | {"end": "now"}))
-    process = reproduce.Runner(grid).start(cell, None)
+    process = Runner(grid).start(cell, None)
     process.kill()
     process.wait()
     assert not (grid.runs_folder(cell) / "run.json").exists()
@@ -258,7 +261,7 @@ def test_a_run_from_another_predecessor_or_scored_on_other_rows_is_made_again(ma
 def test_a_stopped_run_is_resumed_unless_another_predecessor_has_become_the_best(made):
     """Also where there is a record: of a predecessor whose weights are gone, and which is made again."""
     _, grid, stages = made
-    runner = reproduce.Runner(grid)
+    runner = Runner(grid)
     for method, is_recorded in (("linear", False), ("predecessor", True)):
         cell = next(c for _, cells in stages for c in cells if c.method == method)
         folder, record = grid.runs_folder(cell), json.loads(grid.plan.record(cell).read_text())
@@ -277,7 +280,7 @@ def test_a_stopped_run_is_resumed_unless_another_predecessor_has_become_the_best
 def test_a_setting_of_a_method_that_is_not_asked_for_is_not_missed(made):
     args, _, _ = made
     words = ("--methods", "linear", "--learning_rates", "5e-4 4e-3", "--depths", "", "--lengths", "")
-    plan = reproduce.Commands(reproduce.parse_args(flags(args.glue_dir, *words))).plan
+    plan = Commands(reproduce.parse_args(flags(args.glue_dir, *words))).plan
     assert {cell.method for _, cells in plan.stages() for cell in cells} == {"predecessor", "linear"}
 
 
@@ -301,7 +304,7 @@ def test_one_module_of_the_successor_stands_in_for_its_own(tmp_path, i):
     layers = expected.bert.encoder.layer
     kept = [[successor.bert.encoder.layer[0], *layers[2:]], [*layers[:2], successor.bert.encoder.layer[1]]][i]
     expected.bert.encoder.layer = torch.nn.ModuleList(kept)
-    reproduce.replace_one_module(predecessor, successor, i)
+    replace_one_module(predecessor, successor, i)
     tokens = torch.tensor([[2, 5, 6, 7, 3]])
     assert torch.equal(predecessor(tokens).logits, expected(tokens).logits)
 
@@ -394,7 +397,7 @@ def test_a_whole_grid_from_nothing(tmp_path):
     again = call(args, *words)
     assert again.stdout.endswith(document) and ": 0 of " in again.stdout
     # A predecessor whose weights are gone is made again where a run needs it.
-    grid = reproduce.Commands(args)
+    grid = Commands(args)
     missing = next(cell for name, cells in grid.plan.stages() if name == "variants, seed 2" for cell in cells)
     grid.plan.record(missing).unlink()
     (grid.runs_folder(grid.plan.predecessor("MRPC", 2)) / "model.safetensors").unlink()

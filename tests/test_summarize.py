@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import summarize
 from conftest import save_bert, write_glue
+from grid.records import read_run, read_runs
 
 import run_glue
 
@@ -124,14 +125,14 @@ def test_other_data_are_another_setting_and_a_predecessor_for_each_seed_is_none(
     write_run(runs / "data", "mrpc", f"{LINEAR} 45", 0.9, last=0.1, data="other")
     for seed in (1, 2):
         write_run(runs / f"{seed}", "cola", f"{CONSTANT} {seed} --model_name_or_path m-seed{seed}", 0.5, last=0.4)
-    seeds = [[run.seed for run in setting] for setting in summarize.group(summarize.read_runs(runs))]
+    seeds = [[run.seed for run in setting] for setting in summarize.group(read_runs(runs))]
     assert [1, 2] in seeds and [45] in seeds and [42, 43, 44] in seeds
 
 
 def test_a_schedule_that_is_new_names_itself_and_has_a_curve_of_its_own(runs, plotted):
     path = write_run(runs / "new", "mrpc", f"{LINEAR} 42", 0.9, last=0.85) / "run.json"
     path.write_text(path.read_text().replace('"linear"', '"cosine"'))
-    settings = summarize.group(summarize.read_runs(runs))
+    settings = summarize.group(read_runs(runs))
     assert [s[0].schedule for s in settings if s[0].task == "mrpc"] == ["constant", "cosine", "fine-tuning"] + 2 * [
         "linear"
     ]
@@ -145,7 +146,7 @@ def test_scores_and_loyalty_of_mnli_are_the_means_of_its_two_dev_sets(tmp_path):
     record = json.loads(path.read_text())
     record["last"]["metrics"]["mnli-mm/acc"] = 0.7
     path.write_text(json.dumps(record))
-    run = summarize.read_run(path)
+    run = read_run(path)
     assert run.scores == {"last": pytest.approx(0.75), "best": 0.8, "predecessor": 0.9}
     assert run.loyalty == {"label_loyalty": pytest.approx(0.8)}
 
@@ -224,7 +225,7 @@ def test_the_pictures_are_written_beside_the_tables(runs):
 
 def test_the_picture_of_rates_shows_each_rate_s_best_setting_and_the_predecessor(runs, plotted):
     write_run(runs / "MRPC" / "low-rate", "mrpc", f"{LINEAR} 42 --replacing_rate 0.1", 0.9, last=0.6)
-    cola, mrpc = plotted(summarize.draw_replacing_rates, summarize.group(summarize.read_runs(runs))).axes
+    cola, mrpc = plotted(summarize.draw_replacing_rates, summarize.group(read_runs(runs))).axes
     assert (cola.get_title(), mrpc.get_title()) == ("CoLA", "MRPC")
     assert mrpc.get_ylabel() == "mean of accuracy and F1, %" and "replacing rate" in mrpc.get_xlabel()
     constant, linear = mrpc.containers
@@ -245,13 +246,13 @@ def test_the_picture_of_a_run_has_a_panel_for_each_dev_set_each_with_the_predece
     (folder / "run.json").write_text(json.dumps(record))
     line = {"step": 50, "eval_mnli/acc": 0.5, "eval_mnli-mm/acc": 0.4, "eval_mnli/not_acc": 0.3}
     (folder / "log.jsonl").write_text(json.dumps(line) + "\n")
-    axes = plotted(summarize.draw_run, summarize.read_run(folder / "run.json")).axes
+    axes = plotted(summarize.draw_run, read_run(folder / "run.json")).axes
     assert [axis.get_ylabel() for axis in axes] == ["dev mnli/acc", "dev mnli-mm/acc"]
     assert [[line.get_ydata()[0] for line in axis.lines] for axis in axes] == [[0.5, 0.8], [0.4, 0.7]]
 
 
 def test_the_picture_of_a_run_shows_what_its_log_says(runs, plotted):
-    axes = plotted(summarize.draw_run, summarize.read_run(runs / "MRPC" / "long" / "run.json")).axes
+    axes = plotted(summarize.draw_run, read_run(runs / "MRPC" / "long" / "run.json")).axes
     assert [axis.get_ylabel() for axis in axes] == ["loss", "dev acc and f1"]
     loss, dev = (axis.lines[0] for axis in axes)
     assert (list(loss.get_xdata()), list(loss.get_ydata())) == ([50], [0.1])  # the second line has none

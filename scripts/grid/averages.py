@@ -1,0 +1,95 @@
+"""Scores of runs, their averages over seeds and tasks, and how far these can be trusted."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from grid.records import Run
+
+Score = Callable[[Run], float]  # of a run, in per cent
+
+
+def on_held_out(run: Run, which: str = "last") -> float:
+    """On the held-out rows: after the last step, or with "module 1", "module 2", ... alone."""
+    return 100 * run.held_out[which]
+
+
+def on_dev(run: Run) -> float:
+    """After the last step, on the dev set."""
+    return 100 * run.scores["last"]
+
+
+def best_on_dev(run: Run) -> float:
+    """At the best step on the dev set; of a predecessor after the last one."""
+    return 100 * run.scores.get("best", run.scores["last"])
+
+
+def mean(values: np.ndarray) -> float:
+    """nan for no values."""
+    return float(values.mean()) if len(values) else np.nan
+
+
+def deviation(values: np.ndarray) -> float:
+    """The standard deviation (n - 1); nan for fewer than two values."""
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and, of several values, their standard deviation."""
+    return f"{mean(values):.1f} ± {deviation(values):.1f}".removesuffix(" ± nan").replace("nan", "-")
+
+
+def median(values: np.ndarray) -> str:
+    return f"{np.median(values):.1f}" if len(values) else "-"
+
+
+def with_error(values: np.ndarray) -> str:
+    """The mean of differences, with its sign, ± its standard error where there are several."""
+    if not len(values):
+        return "-"
+    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():+.1f}{error}"
+
+
+def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndarray]:
+    """The scores in all columns, which are mostly tasks, of the seeds that all columns have."""
+    found = [{run.seed: score(run) for run in runs} for runs in columns]
+    seeds = sorted(set.intersection(*map(set, found))) if found else []
+    return {seed: np.array([of[seed] for of in found]) for seed in seeds}
+
+
+def common_seeds(columns: Sequence[Sequence[Run]]) -> set[int]:
+    """The seeds that all columns have, but for those without any run."""
+    seeds = [{run.seed for run in runs} for runs in columns if runs]
+    return set.intersection(*seeds) if seeds else set()
+
+
+def difference(
+    ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score, of_others: Score | None = None
+) -> str:
+    """The mean over the seeds of the difference of two means over the columns, ± its standard error.
+
+    Args:
+        of_others: the score of the others, where it is not `score` too.
+    """
+    a, b = by_seed(ours, score), by_seed(others, of_others or score)
+    return with_error(np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b]))
+
+
+def by_column(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], *scores: Score) -> list[str]:
+    """The `difference` in each column, and of several that of the means over them."""
+    alone = [difference([one], [two], *scores) for one, two in zip(ours, others, strict=True)]
+    return [*alone, difference(ours, others, *scores)] if len(ours) > 1 else alone
+
+
+def and_mean(tasks: Sequence[str]) -> list[str]:
+    """The heads of the columns of `by_column`."""
+    return [*tasks, "mean"] if len(tasks) > 1 else list(tasks)
+
+
+def percent_kept(
+    ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score, floor: float = 0.0
+) -> np.ndarray:
+    """Of each seed, the share that is kept of what the predecessor's mean over the columns is above the floor."""
+    a, b = ({seed: of.mean() - floor for seed, of in by_seed(runs, score).items()} for runs in (ours, predecessors))
+    return np.array([100 * a[seed] / b[seed] for seed in a if b.get(seed, 0) > 0])
