@@ -6,7 +6,6 @@
   all-trained          the predecessor's first layers fine-tuned, with embeddings and head, and nothing replaced
   distilled            the same with half of the loss from the predecessor's logits (Hinton et al., 2015: T = 2)
   pretrained-layers    as all-trained, with all weights those of --pretrained_model, and a new head
-  falling              the linear schedule backwards in time: from 1 down to --replacing_rate
   anti-curriculum      1 minus the rate of the linear schedule (table 6 of the paper): in the end nothing is drawn
   missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
   every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
@@ -30,25 +29,7 @@ from bert_of_theseus import compress, export_successor, load_successor
 from bert_of_theseus.classifier import ModelSource, labels_of, load_classifier
 from bert_of_theseus.run.command_line import OneLineParser, UserError
 from bert_of_theseus.training import TrainState
-from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler, ReplacementScheduler
-
-
-class FallingReplacementScheduler(ReplacementScheduler):
-    """The linear schedule backwards in time: `p_t = min(1, k * (n_steps - 1 - t) + floor)`.
-
-    Args:
-        layers: the `TheseusLayers` of the model.
-        floor: the rate of the last step, in (0, 1].
-        k: what the rate loses in each optimiser step while it falls, at least 0.
-        n_steps: of the training, at least 1.
-    """
-
-    def __init__(self, layers, floor: float, k: float, n_steps: int):
-        self.floor, self.k, self.n_steps = floor, k, n_steps
-        super().__init__(layers, self.replacing_rate_at(0))
-
-    def replacing_rate_at(self, steps: int) -> float:
-        return min(1.0, self.k * max(0, self.n_steps - 1 - steps) + self.floor)
+from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 
 class AntiCurriculumScheduler(LinearReplacementScheduler):
@@ -121,12 +102,6 @@ def pretrained_layers(args: argparse.Namespace, state: TrainState) -> None:
     all_trained(args, state)
 
 
-def falling(args: argparse.Namespace, state: TrainState) -> None:
-    """The rate falls as it would rise."""
-    k = args.scheduler_linear_k
-    state.rate_schedule = FallingReplacementScheduler(state.layers, args.replacing_rate, k, state.n_steps)
-
-
 def anti_curriculum(args: argparse.Namespace, state: TrainState) -> None:
     """The rate is 1 minus that of the linear schedule."""
     state.rate_schedule = AntiCurriculumScheduler(state.layers, args.replacing_rate, args.scheduler_linear_k)
@@ -157,7 +132,6 @@ VARIANTS: dict[str, Callable[[argparse.Namespace, TrainState], None]] = {
     "all-trained": all_trained,
     "distilled": distilled,
     "pretrained-layers": pretrained_layers,
-    "falling": falling,
     "anti-curriculum": anti_curriculum,
     "missing-gradients": missing_gradients,
     "every-second-layer": every_second_layer,
@@ -182,7 +156,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--replacing_rate is not for {own.variant}, which replaces nothing")
     if args.finetune_whole_successor and own.variant in (*FINE_TUNED, "missing-gradients"):
         parser.error(f"--finetune_whole_successor is not for {own.variant}, which changes what is optimised")
-    if own.variant in ("falling", "anti-curriculum") and args.scheduler_type != "linear":
+    if own.variant == "anti-curriculum" and args.scheduler_type != "linear":
         parser.error(f"{own.variant} is the linear schedule turned round: give --scheduler_type linear")
     args.variant, args.pretrained_model = own.variant, own.pretrained_model
     return args

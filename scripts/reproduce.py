@@ -20,13 +20,17 @@ import shlex
 import sys
 from pathlib import Path
 
+import transformers
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grid.cells import COMPARED, MORE, NEEDED, VARIANTS, read_results
 from grid.commands import ROOT, Commands
+from grid.data import TaskData
 from grid.documents import fill_in
 from grid.plan import Plan
 from grid.runner import Runner
 
+from bert_of_theseus import successor_size
 from bert_of_theseus.data.task import DataError
 from bert_of_theseus.run.command_line import OneLineParser, UserError, above, at_least, log_plainly, one_line_errors
 from bert_of_theseus.run.files import write_whole
@@ -36,7 +40,7 @@ PAPER_TASKS = "CoLA MNLI MRPC QNLI QQP RTE SST-2 STS-B".split()
 SEARCHED = ("learning_rate", "share", "rate")
 METHODS = (*COMPARED, *VARIANTS, *MORE)
 FIXED = set(
-    "--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume --max_seq_length "
+    "--task_name --data_dir --model_name_or_path --output_dir --do_train --do_eval --resume "
     "--per_gpu_train_batch_size --per_device_train_batch_size --evaluate_during_training --logging_steps "
     "--early_stopping_patience --finetune_whole_successor --num_train_epochs --learning_rate --seed --replacing_rate "
     "--scheduler_type --scheduler_linear_k --steps_for_replacing --max_steps --scc_n_layer "
@@ -77,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.model = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model
 
     def folders(names: str) -> list[str]:
-        return [TASKS[labelled_task(name)].folder for name in dict.fromkeys(names.split())]
+        return list(dict.fromkeys(TASKS[labelled_task(name)].folder for name in names.split()))
 
     try:
         args.tasks = PAPER_TASKS if args.tasks == "all" else folders(args.tasks)
@@ -98,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.rate_task = rate_tasks[0]
     fixed = FIXED & {word.split("=")[0] for word in args.extra}
     if fixed:
-        parser.error(f"{' '.join(sorted(fixed))} after --: the grid sets that")
+        parser.error(f"{' '.join(sorted(fixed))} after --: the grid decides on that")
     return args
 
 
@@ -133,6 +137,24 @@ def check_grid(args: argparse.Namespace) -> None:
         write_whole(path, json.dumps(now, indent=2) + "\n")
 
 
+def prepare(args: argparse.Namespace) -> Commands:
+    """Write the data of the grid, and make its plan and commands."""
+    if args.depths:
+        try:
+            n_layer = transformers.AutoConfig.from_pretrained(args.model).num_hidden_layers
+            for depth in args.depths:
+                successor_size(n_layer, depth)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--depths {' '.join(map(str, args.depths))} of {args.model}: {error}") from error
+    data = {task: TaskData(task, args.output_dir) for task in args.tasks}
+    for of in data.values():
+        of.prepare(args.glue_dir)
+    names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
+    settings = {name: getattr(args, name) for name in names.split()}
+    held_out_sha256 = {task: of.held_out().sha256 for task, of in data.items()}
+    return Commands(args, Plan(args.output_dir / "results", held_out_sha256=held_out_sha256, **settings), data)
+
+
 def make_all(plan: Plan, runner: Runner) -> None:
     """Make all runs, stage by stage, as far as signals let it."""
     for stage, cells in plan.stages():
@@ -147,7 +169,7 @@ def main() -> None:
     log_plainly()
     with one_line_errors("reproduce.py", DataError):
         check_grid(args)
-        commands = Commands(args)
+        commands = prepare(args)
         plan, runner = commands.plan, Runner(commands)
         planned = list(dict.fromkeys(cell for _, cells in plan.stages() for cell in cells))
         todo = [cell for cell in planned if not plan.is_done(cell)]
@@ -161,9 +183,9 @@ def main() -> None:
             return
         runner.listen()
         make_all(plan, runner)
-        if read_results(args.output_dir / "results").runs:
+        if read_results(plan.results).runs:
             (args.output_dir / "results.md").unlink(missing_ok=True)  # a new one has all tables and pictures
-            print(fill_in(args.output_dir / "results.md", args.output_dir / "results"), end="")
+            print(fill_in(args.output_dir / "results.md", plan.results), end="")
         if runner.failed:  # a learning rate of the search may have been too high for a method
             raise UserError(f"{len(runner.failed)} runs failed: {'; '.join(dict.fromkeys(runner.failed.values()))}")
 

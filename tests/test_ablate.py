@@ -103,14 +103,6 @@ def test_pretrained_layers_is_fine_tuning_of_the_pretrained_model_s_with_a_new_h
         run_variant(variant, *arguments("mrpc", bert_folder, mrpc, tmp_path / "no", *STEPS))
 
 
-def test_the_falling_rate_is_the_linear_one_backwards(bert_folder, mrpc, tmp_path):
-    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "linear", *STEPS, *LINEAR))
-    run_variant(["falling"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "falling", *STEPS, *LINEAR))
-    rates = logged_rates(tmp_path / "linear")
-    assert rates[0] == 0.3 and rates[-1] == 1
-    assert logged_rates(tmp_path / "falling") == pytest.approx(rates[::-1])
-
-
 def test_the_rate_of_anti_curriculum_is_one_less_that_of_the_linear_schedule(bert_folder, mrpc, tmp_path):
     run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "linear", *STEPS, *LINEAR))
     run_variant(["anti-curriculum"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "anti", *STEPS, *LINEAR))
@@ -189,7 +181,7 @@ def test_the_plan_is_that_of_the_variant(bert_folder, mrpc, tmp_path, caplog):
     caplog.set_level("INFO")
     steps = arguments("mrpc", bert_folder, mrpc, tmp_path / "plain", "--do_train", "--max_steps", 8, "--save_steps", 0)
     run_here(*steps, *LINEAR)
-    run_variant(["falling"], *steps, *LINEAR, "--output_dir", tmp_path / "falling")
+    run_variant(["anti-curriculum"], *steps, *LINEAR, "--output_dir", tmp_path / "anti")
     run_variant(["all-trained"], *steps, "--output_dir", tmp_path / "all")
     late = ["--max_steps", 11, "--scheduler_linear_k", 0.07, "--output_dir", tmp_path / "late"]
     run_here(*steps, *LINEAR, *late)
@@ -199,13 +191,13 @@ def test_the_plan_is_that_of_the_variant(bert_folder, mrpc, tmp_path, caplog):
     )
     assert "linearly, by 0.1 a step, from 0.3 to 1 at step 8" in plain
     assert "trains alone in" not in plain  # one step of eight, which is a tenth at least
-    assert "from 1 to 0.3 at the end" in fallen and "trains alone in 0 of the 8 steps" in fallen
+    assert "from 0.7 to 0 at the end" in fallen and "trains alone in 0 of the 8 steps" in fallen
     assert "1 in all steps" in trained
     state_sizes = [int(re.search(r"(\d+) kB of state", text)[1]) for text in (plain, trained)]
     assert state_sizes[1] > state_sizes[0]  # embeddings and head have moments too
 
 
-@pytest.mark.parametrize(("variant", "schedule"), [("all-trained", []), ("falling", LINEAR)])
+@pytest.mark.parametrize(("variant", "schedule"), [("all-trained", []), ("anti-curriculum", LINEAR)])
 def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_path, monkeypatch, variant, schedule):
     steps = [*STEPS, "--save_steps", 5, *schedule]
     run_variant([variant], *arguments("mrpc", bert_folder, mrpc, tmp_path / "whole", *steps))
@@ -232,8 +224,8 @@ def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_
     ("args", "message"),
     [
         (["nothing"], "invalid choice"),
-        (["falling"], "--replacing_rate"),
-        (["falling", "--replacing_rate", "0.5"], "--scheduler_type linear"),
+        (["anti-curriculum"], "--replacing_rate"),
+        (["anti-curriculum", "--replacing_rate", "0.5"], "--scheduler_type linear"),
         (["pretrained-layers"], "--pretrained_model"),
         (["all-trained", "--replacing_rate", "0.5"], "replaces nothing"),
     ],
@@ -268,9 +260,9 @@ def test_a_variant_of_one_s_own_is_named_in_its_record_and_card(bert_folder, mrp
 def test_a_variant_does_not_resume_a_run_of_the_method_nor_the_other_way_round(bert_folder, mrpc, tmp_path):
     command = arguments("mrpc", bert_folder, mrpc, tmp_path / "out", *STEPS, *LINEAR, "--resume")
     run_here(*command)
-    with pytest.raises(SystemExit, match="the variant was None, is falling"):
-        run_variant(["falling"], *command)
-    run_variant(["falling"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "falling", *STEPS, *LINEAR))
-    with pytest.raises(SystemExit, match="the variant was falling, is None"):
-        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "falling", *STEPS, *LINEAR, "--resume"))
-    assert "falling" in (tmp_path / "falling" / "README.md").read_text()
+    with pytest.raises(SystemExit, match="the variant was None, is anti-curriculum"):
+        run_variant(["anti-curriculum"], *command)
+    run_variant(["anti-curriculum"], *arguments("mrpc", bert_folder, mrpc, tmp_path / "anti", *STEPS, *LINEAR))
+    with pytest.raises(SystemExit, match="the variant was anti-curriculum, is None"):
+        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "anti", *STEPS, *LINEAR, "--resume"))
+    assert "anti-curriculum" in (tmp_path / "anti" / "README.md").read_text()

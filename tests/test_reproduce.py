@@ -1,8 +1,10 @@
 """scripts/reproduce.sh: which runs the grid is made of, that none is made twice, and that it can be stopped."""
 
 import copy
+import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +18,9 @@ import torch
 from conftest import save_bert, write_glue
 from grid.cells import COMPARED, VARIANTS, Cell, read_results
 from grid.commands import Commands
-from grid.held_out import hold_out, longest_containing, replace_one_module, score_on
+from grid.data import hold_out, longest_containing
 from grid.runner import Runner
+from grid.scoring import replace_one_module, score_on
 from transformers import AutoModelForSequenceClassification
 
 import run_glue
@@ -83,7 +86,7 @@ def made(tmp_path):
     write_glue(tmp_path / "STS-B", "sts-b", n_train=16, n_dev=8)
     save_bert(tmp_path / "model", num_labels=1, max_position_embeddings=128)
     args = reproduce.parse_args(flags(tmp_path))
-    grid, stages = Commands(args), []
+    grid, stages = reproduce.prepare(args), []
     for name, cells in grid.plan.stages():
         stages.append((name, cells))
         for cell in cells:
@@ -102,8 +105,8 @@ def test_nothing_is_left_of_a_finished_grid(made):
 def test_what_the_same_answer_for_all_rows_scores_is_noted(tmp_path):
     write_glue(tmp_path / "MRPC", "mrpc", n_train=640, n_dev=8)
     args = reproduce.parse_args(flags(tmp_path, "--tasks", "MRPC", "--depths", ""))
-    commands = Commands(args)
-    held_out = commands.held_out("MRPC").labels.mean()
+    commands = reproduce.prepare(args)
+    held_out = commands.data["MRPC"].held_out().labels.mean()
     expected = max((held_out + 2 * held_out / (1 + held_out)) / 2, (1 - held_out) / 2)  # of accuracy and F1
     noted = read_results(args.output_dir / "results").constant_answers["MRPC"]
     assert noted == pytest.approx({"dev": (0.5 + 2 / 3) / 2, "held-out": expected})
@@ -115,12 +118,12 @@ def test_of_two_dev_sets_the_mean_is_noted_and_the_held_out_rows_are_one(tmp_pat
     rows = [row.rpartition("\t")[0] + "\tneutral" for row in rows]
     (folder / "dev_mismatched.tsv").write_text("\n".join([head, *rows]) + "\n")
     args = reproduce.parse_args(flags(tmp_path, "--tasks", "mnli", "--depths", ""))
-    commands = Commands(args)
+    commands = reproduce.prepare(args)
     assert read_results(args.output_dir / "results").constant_answers["MNLI"]["dev"] == pytest.approx((1 + 1 / 3) / 2)
-    assert [path.name for path in commands.held_out_dir("MNLI").iterdir()] == ["dev_matched.tsv"]
+    assert [path.name for path in commands.data["MNLI"].held_out_folder.iterdir()] == ["dev_matched.tsv"]
     cell = commands.plan.first("MNLI", "predecessor", "1e-3")
     model = save_bert(commands.runs_folder(cell), num_labels=3, max_position_embeddings=128)
-    scores = score_on(commands.held_out("MNLI"), TASKS["mnli"], model)
+    scores = score_on(commands.data["MNLI"].held_out(), TASKS["mnli"], model)
     assert scores.keys() == {"last"} and scores["last"].keys() == {"acc"}
 
 
@@ -134,7 +137,7 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     assert {cell.seed for name, cells in stages if name.startswith("search") for cell in cells} == {1}
     last = dict(stages)
     assert "pretrained-layers" in {cell.method for cell in last["comparison, seed 1"]}
-    assert {cell.rate for cell in last["search: the rate"] if cell.method == "linear"} == {None, 0.1, 0.5}
+    assert {cell.rate for cell in last["search: the rate"] if cell.method == "linear"} == {0.3, 0.1, 0.5}
     assert {cell.rate for cell in last["search: the rate"] if cell.method == "constant"} == {0.3, 0.5, 0.7}
     assert {(cell.method, cell.learning_rate, cell.share) for cell in last["comparison, seed 2"]} == {
         ("all-trained", "1e-3", None),
@@ -169,10 +172,17 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
         assert float(cell.learning_rate) * cell.rate == pytest.approx(float(best.learning_rate) * best.rate, rel=0.01)
 
 
+def test_where_no_run_of_a_method_succeeds_lower_learning_rates_are_tried(made, tmp_path):
+    _, grid, _ = made
+    plan = dataclasses.replace(grid.plan, results=tmp_path)
+    tried = [cell.learning_rate for _, cells in plan.learning_rate_search(["predecessor"]) for cell in cells]
+    assert tried == ["1e-3", "2e-3", "5e-4"]
+
+
 def test_share_and_rate_are_searched_only_if_asked_for(made):
     args, _, _ = made
     args.search = ["learning_rate"]
-    names = [name for name, _ in Commands(args).plan.stages() if name.startswith("search")]
+    names = [name for name, _ in reproduce.prepare(args).plan.stages() if name.startswith("search")]
     assert names.pop() == "search: other depths and lengths"
     assert names and all(name.startswith("search: learning rate") for name in names)
 
@@ -186,7 +196,7 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
             n_steps += 2
         assert (args.max_steps, args.per_gpu_train_batch_size, args.seed) == (n_steps, 4, cell.seed)
         assert args.scc_n_layer == cell.n_layer
-        assert args.data_dir == str(grid.data_dir("STS-B"))
+        assert args.data_dir == str(grid.data["STS-B"].folder)
         source = "/model" if cell.method == "predecessor" else f"predecessor/lr5e-4-seed{cell.seed}"
         assert args.model_name_or_path.endswith(source)
         if cell.method in ("constant", "equivalent-rates", "one-module"):
@@ -199,7 +209,7 @@ def test_every_run_has_the_same_epochs_and_batches_and_starts_from_the_predecess
 
 @pytest.mark.parametrize("name", ["sts-b", "cola", "mnli"])
 def test_rows_are_held_out_by_their_content_and_nothing_is_lost(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("grid.held_out.LEAST_HELD_OUT", 10)
+    monkeypatch.setattr("grid.data.LEAST_HELD_OUT", 10)
     task, source = TASKS[name], write_glue(tmp_path / "glue", name, n_train=60)
     folders = tmp_path / "data", tmp_path / "held_out"
     hold_out(task, source, *folders)
@@ -218,7 +228,7 @@ def test_rows_are_held_out_by_their_content_and_nothing_is_lost(tmp_path, name, 
 
 
 def test_of_sentences_and_phrases_whole_sentences_are_held_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("grid.held_out.LEAST_HELD_OUT", 10)
+    monkeypatch.setattr("grid.data.LEAST_HELD_OUT", 10)
     task, source = TASKS["sst-2"], tmp_path
     sentences = [f"number {i} is a good film" for i in range(10, 30)]
     rows = [text for i, text in enumerate(sentences) for text in (f"number {i + 10} is", text, "a good film")]
@@ -277,10 +287,41 @@ def test_a_stopped_run_is_resumed_unless_another_predecessor_has_become_the_best
     assert not runner.holds_another(cell, grid.runs_folder(cell) / "nothing")
 
 
+def test_an_error_of_its_own_leaves_no_run_behind(made, monkeypatch):
+    _, grid, stages = made
+    runner, started = Runner(grid), []
+
+    def start(cell, device) -> subprocess.Popen:
+        started.append(subprocess.Popen(["sleep", "60" if started else "0"]))
+        return started[-1]
+
+    def end(cell, status) -> str:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(runner, "end", end)
+    runner.devices = [None, None]
+    with pytest.raises(OSError, match="no space"):
+        runner.make_each(stages[0][1][:2])
+    assert [process.poll() for process in started] == [0, -signal.SIGTERM]
+
+
+def test_a_dry_run_prints_the_commands_and_starts_none(made, capsys, monkeypatch):
+    args, grid, stages = made
+    missing = stages[-1][1][0]
+    grid.plan.record(missing).unlink()
+    before = sorted(args.output_dir.rglob("*"))
+    monkeypatch.setattr(sys, "argv", command(args, "--dry_run")[1:])
+    reproduce.main()
+    first, *commands = capsys.readouterr().out.splitlines()
+    assert "the others take about 0.0 hours" in first and commands == [shlex.join(grid.command(missing))]
+    assert sorted(args.output_dir.rglob("*")) == before
+
+
 def test_a_setting_of_a_method_that_is_not_asked_for_is_not_missed(made):
     args, _, _ = made
     words = ("--methods", "linear", "--learning_rates", "5e-4 4e-3", "--depths", "", "--lengths", "")
-    plan = Commands(reproduce.parse_args(flags(args.glue_dir, *words))).plan
+    plan = reproduce.prepare(reproduce.parse_args(flags(args.glue_dir, *words))).plan
     assert {cell.method for _, cells in plan.stages() for cell in cells} == {"predecessor", "linear"}
 
 
@@ -311,7 +352,7 @@ def test_one_module_of_the_successor_stands_in_for_its_own(tmp_path, i):
 
 def test_it_can_be_stopped_and_the_same_command_makes_only_what_is_missing(made):
     args, grid, stages = made
-    missing = Cell("STS-B", "falling", 2, "4e-3", 0.25, 0.5)
+    missing = Cell("STS-B", "anti-curriculum", 2, "4e-3", 0.25, 0.5)
     failing = Cell("STS-B", "pretrained-layers", 1, "5e-4")
     for cell in (missing, failing):
         grid.plan.record(cell).unlink()
@@ -386,18 +427,18 @@ def test_a_whole_grid_from_nothing(tmp_path):
     write_glue(tmp_path / "MRPC", "mrpc")
     save_bert(tmp_path / "model", max_position_embeddings=128)
     words = ["--tasks", "mrpc", "--learning_rates", "1e-3 2e-3", "--search", "learning_rate"]
-    words += ["--methods", "all-trained constant linear falling one-module"]
+    words += ["--methods", "all-trained constant linear anti-curriculum one-module"]
     args = reproduce.parse_args(flags(tmp_path, *words))
     done = call(args, *words)
     assert done.returncode == 0, done.stderr
     document = (tmp_path / "out" / "results.md").read_text()
     tables = [line for line in document.splitlines() if line.startswith("|")]
-    assert "module 2 alone" in document and "falling rate" in document
+    assert "module 2 alone" in document and "1 minus the linear rate" in document
     assert len(tables) > 30 and not [line for line in tables if line.count("| - ") > 3]
     again = call(args, *words)
     assert again.stdout.endswith(document) and ": 0 of " in again.stdout
     # A predecessor whose weights are gone is made again where a run needs it.
-    grid = Commands(args)
+    grid = reproduce.prepare(args)
     missing = next(cell for name, cells in grid.plan.stages() if name == "variants, seed 2" for cell in cells)
     grid.plan.record(missing).unlink()
     (grid.runs_folder(grid.plan.predecessor("MRPC", 2)) / "model.safetensors").unlink()

@@ -345,7 +345,7 @@ RECORD = {
         ({"data": {"train.tsv": "9"}}, ["train.tsv has changed"]),
         ({"data": {"test.tsv": "9"}}, []),
         ({"predecessor_sha256": "9"}, ["the model to start from has changed"]),
-        ({"variant": "falling"}, ["the variant was None, is falling"]),
+        ({"variant": "anti-curriculum"}, ["the variant was None, is anti-curriculum"]),
         (
             {"processes": 2, "device_type": "cuda"},
             ["the number of processes was 1, is 2", "the kind of device was cpu, is cuda"],

@@ -83,9 +83,9 @@ def cells_of(table: str) -> dict[str, list[str]]:
 
 def test_of_variants_alone_no_picture_of_replacing_rates_is_drawn(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    record = write_run(tmp_path / "runs/falling", "mrpc", f"{LINEAR} 1", 0.9, last=0.8) / "run.json"
+    record = write_run(tmp_path / "runs/anti", "mrpc", f"{LINEAR} 1", 0.9, last=0.8) / "run.json"
     found = json.loads(record.read_text())
-    record.write_text(json.dumps(found | {"arguments": found["arguments"] | {"variant": "falling"}}))
+    record.write_text(json.dumps(found | {"arguments": found["arguments"] | {"variant": "anti-curriculum"}}))
     main(tmp_path / "runs")
     assert [path.name for path in (tmp_path / "runs").glob("summary_replacing*.png")] == []
 

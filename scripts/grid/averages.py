@@ -1,27 +1,25 @@
 """Scores of runs, their averages over seeds and tasks, and how far these can be trusted."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from grid.records import Run
 
-Score = Callable[[Run], float]  # of a run, in per cent
+
+class Score(NamedTuple):
+    """What counts of a run."""
+
+    of: Callable[[Run], float]  # in per cent
+    rows: str  # those that are scored: "dev" or "held-out"
 
 
-def on_held_out(run: Run, which: str = "last") -> float:
-    """On the held-out rows: after the last step, or with "module 1", "module 2", ... alone."""
-    return 100 * run.held_out[which]
-
-
-def on_dev(run: Run) -> float:
-    """After the last step, on the dev set."""
-    return 100 * run.scores["last"]
-
-
-def best_on_dev(run: Run) -> float:
-    """At the best step on the dev set; of a predecessor after the last one."""
-    return 100 * run.scores.get("best", run.scores["last"])
+ON_HELD_OUT = Score(lambda run: 100 * run.held_out["last"], "held-out")
+ON_DEV = Score(lambda run: 100 * run.scores["last"], "dev")
+# At the step that is best on the dev set; predecessors, which are evaluated once, after the last one.
+BEST_ON_HELD_OUT = Score(lambda run: 100 * run.held_out.get("best", run.held_out["last"]), "held-out")
+BEST_ON_DEV = Score(lambda run: 100 * run.scores.get("best", run.scores["last"]), "dev")
 
 
 def mean(values: np.ndarray) -> float:
@@ -39,6 +37,10 @@ def spread(values: np.ndarray) -> str:
     return f"{mean(values):.1f} ± {deviation(values):.1f}".removesuffix(" ± nan").replace("nan", "-")
 
 
+def scores(runs: Sequence[Run], score: Score) -> np.ndarray:
+    return np.array([score.of(run) for run in runs])
+
+
 def median(values: np.ndarray) -> str:
     return f"{np.median(values):.1f}" if len(values) else "-"
 
@@ -47,13 +49,13 @@ def with_error(values: np.ndarray) -> str:
     """The mean of differences, with its sign, ± its standard error where there are several."""
     if not len(values):
         return "-"
-    error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+    error = f" ± {deviation(values) / np.sqrt(len(values)):.1f}" if len(values) > 1 else ""
     return f"{values.mean():+.1f}{error}"
 
 
 def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndarray]:
     """The scores in all columns, which are mostly tasks, of the seeds that all columns have."""
-    found = [{run.seed: score(run) for run in runs} for runs in columns]
+    found = [{run.seed: score.of(run) for run in runs} for runs in columns]
     seeds = sorted(set.intersection(*map(set, found))) if found else []
     return {seed: np.array([of[seed] for of in found]) for seed in seeds}
 
@@ -64,22 +66,16 @@ def common_seeds(columns: Sequence[Sequence[Run]]) -> set[int]:
     return set.intersection(*seeds) if seeds else set()
 
 
-def difference(
-    ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score, of_others: Score | None = None
-) -> str:
-    """The mean over the seeds of the difference of two means over the columns, ± its standard error.
-
-    Args:
-        of_others: the score of the others, where it is not `score` too.
-    """
-    a, b = by_seed(ours, score), by_seed(others, of_others or score)
+def difference(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score) -> str:
+    """The mean over the seeds of the difference of two means over the columns, ± its standard error."""
+    a, b = by_seed(ours, score), by_seed(others, score)
     return with_error(np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b]))
 
 
-def by_column(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], *scores: Score) -> list[str]:
+def by_column(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score) -> list[str]:
     """The `difference` in each column, and of several that of the means over them."""
-    alone = [difference([one], [two], *scores) for one, two in zip(ours, others, strict=True)]
-    return [*alone, difference(ours, others, *scores)] if len(ours) > 1 else alone
+    alone = [difference([one], [two], score) for one, two in zip(ours, others, strict=True)]
+    return [*alone, difference(ours, others, score)] if len(ours) > 1 else alone
 
 
 def and_mean(tasks: Sequence[str]) -> list[str]:

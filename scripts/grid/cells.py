@@ -25,18 +25,18 @@ COMPARED = {
 CUT = ("pretrained-layers", "all-trained", "distilled", "frozen")  # those that replace nothing
 FIRST_SEED_ONLY = "pretrained-layers"  # far behind all others
 VARIANTS = {  # of the linear schedule
-    "falling": "falling rate",
     "anti-curriculum": "1 minus the linear rate",
     "missing-gradients": "gradients missing, not zeroed",
     "every-second-layer": "start from every second layer",
 }
 MORE = ("one-module", "constant-rates", "equivalent-rates")  # the paper's table 5, and figure 3's two curves
+CONSTANT = ("constant", *MORE)  # at a constant rate
 CONSTANT_ANSWER = "constant_answer.json"  # {"dev": the main metric, "held-out": the same}, in 0 to 1
 NEEDED = dict.fromkeys(VARIANTS, "linear") | dict.fromkeys(MORE, "constant")  # whose best setting each has
 TITLES = {"predecessor": "predecessor"} | COMPARED | VARIANTS
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
 FIRST_SHARE = 0.5  # with which the learning rate is searched
-FIRST_RATE = 0.3  # from which the linear schedule starts, where its cell has no rate
+FIRST_RATE = 0.3  # from which the linear schedule starts, where a folder tells no rate
 RATES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 SEARCHED_RATES = {"constant": (0.5, 0.3, 0.7), "linear": (0.3, 0.1, 0.5), "linear-whole": (0.3, 0.1, 0.5)}
 
@@ -49,13 +49,14 @@ class Cell(NamedTuple):
     seed: int
     learning_rate: str  # as it was typed
     share: float | None = None  # of the steps, after which the replacing rate is 1
-    rate: float | None = None  # the constant one, or the start of the linear schedule, where not `FIRST_RATE`
+    rate: float | None = None  # the constant one, or that from which the linear schedule starts
     n_layer: int | None = None  # of the successor, where it is not half of the predecessor's
     n_steps: int | None = None  # where it is not the number of all others
 
     @property
     def folder(self) -> str:
-        values = {"rate": self.rate, "lr": self.learning_rate, "by": self.share}
+        is_told = self.method in CONSTANT or self.rate != FIRST_RATE
+        values = {"rate": self.rate if is_told else None, "lr": self.learning_rate, "by": self.share}
         values |= {"layers": self.n_layer, "steps": self.n_steps, "seed": self.seed}
         name = "-".join(f"{name}{value}" for name, value in values.items() if value is not None)
         return f"{self.task}/{self.method}/{name}"
@@ -70,6 +71,8 @@ class Cell(NamedTuple):
         rate, learning_rate, share, n_layer, n_steps, seed = match.groups()
         share, rate = (value and float(value) for value in (share, rate))
         n_layer, n_steps = (value and int(value) for value in (n_layer, n_steps))
+        if share and rate is None:
+            rate = FIRST_RATE
         return cls(task, method, int(seed), learning_rate, share, rate, n_layer, n_steps)
 
 
@@ -102,21 +105,25 @@ class Results(NamedTuple):
         return self.of(best_cell(self.runs, task, method, as_first))
 
 
-def read_results(folder: Path) -> Results:
-    """The runs below a folder of results, which may be none, and what its folder speed tells."""
+def read_results(folder: Path, where: str = "*/*/*") -> Results:
+    """The runs of a grid, of which there may be none, from its folder of results, and what its folder speed tells.
+
+    Args:
+        where: of the folders of the runs, in the form TASK/METHOD/SETTING, those to read.
+    """
     speed = {}
     for path in folder.glob("speed/*.json"):  # TASK.json, or TASK-layersN.json
         task, _, n_layer = path.stem.partition("-layers")
         speed[task, int(n_layer) if n_layer else None] = json.loads(path.read_text())
     constant_answers = {path.parent.name: json.loads(path.read_text()) for path in folder.glob(f"*/{CONSTANT_ANSWER}")}
-    return Results({Cell.at(run.folder): run for run in read_runs(folder)}, speed, constant_answers)
+    return Results({Cell.at(run.folder): run for run in read_runs(folder, where)}, speed, constant_answers)
 
 
 def searched(
     runs: dict[Cell, Run], task: str, method: str, n_layer: int | None = None, n_steps: int | None = None
 ) -> list[Cell]:
     """The runs of the search, which are those of the first seed, by setting."""
-    rates = (None, *SEARCHED_RATES.get(method, ()))
+    rates = SEARCHED_RATES.get(method, (None,))
     ours = [c for c in runs if (c.task, c.method, c.n_layer, c.n_steps) == (task, method, n_layer, n_steps)]
     ours = [c for c in ours if c.rate in rates]
     first = min((cell.seed for cell in ours), default=None)
@@ -151,14 +158,14 @@ def best_cell(
 
 
 def at_rate(cell: Cell, rate: float) -> Cell:
-    return cell._replace(rate=None if cell.method != "constant" and rate == FIRST_RATE else rate)
+    return cell._replace(rate=rate)
 
 
 def at_first(cell: Cell) -> Cell:
     """With the share and the rate with which the learning rate is searched, where something is replaced."""
     if cell.method not in SEARCHED_RATES:
         return cell
-    return at_rate(cell, SEARCHED_RATES[cell.method][0])._replace(share=FIRST_SHARE)
+    return cell._replace(share=FIRST_SHARE, rate=SEARCHED_RATES[cell.method][0])
 
 
 def at_equivalent_rate(cell: Cell, rate: float) -> Cell:

@@ -1,15 +1,15 @@
-"""The pictures of a grid."""
+"""The pictures of a grid; scores in them are of the held-out rows."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from grid.averages import Score, deviation, mean, percent_kept
-from grid.cells import COMPARED, CUT, SEARCHED_RATES, TITLES, Results
+from grid.averages import ON_HELD_OUT, deviation, mean, percent_kept, scores
+from grid.cells import COMPARED, CUT, TITLES, Results
 from grid.output import BLUE, GREY, ORANGE
 from grid.records import Run
-from grid.tables import changed, constant_answer, depth, judged, of_rates
+from grid.selection import changed, constant_answer, depth, of_rates
 
 
 def colour(method: str) -> str:
@@ -28,20 +28,19 @@ def draw_comparison(results: Results, figure) -> None:
 
     A point is as wide in all panels.
     """
-    score, judged_on = judged(results)
     tasks, methods = results.tasks(), ("predecessor", *results.compared())
     figure.set_size_inches(2.6 * len(tasks) + 2.6, 1 + 0.45 * len(methods))
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axis, task in zip(axes, tasks, strict=True):
         for y, method in enumerate(methods):
-            values = np.array([score(run) for run in results.best(task, method)])
+            values = scores(results.best(task, method), ON_HELD_OUT)
             axis.plot(values, [y] * len(values), "o", color=colour(method), alpha=0.45)
             axis.plot(mean(values), y, "|", color=colour(method), markersize=22, markeredgewidth=2.5)
-        axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + f",\n{judged_on}")
+        axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + ",\nheld-out rows")
         axis.grid(axis="x", alpha=0.3)
     middles, half = middle_and_half(np.array([axis.get_xlim() for axis in axes]))
     for axis, task, middle in zip(axes, tasks, middles, strict=True):
-        constant = constant_answer(results, task, score)
+        constant = constant_answer(results, task, ON_HELD_OUT)
         if constant is not None:  # it may lie far outside
             axis.axvline(constant, color=GREY, linestyle=":")
         axis.set_xlim(middle - half, middle + half)
@@ -51,33 +50,28 @@ def draw_comparison(results: Results, figure) -> None:
 
 def draw_rates(results: Results, figure) -> None:
     """The score against constant replacing rates, mean ± standard deviation over the seeds."""
-    (task, found), (score, judged_on) = of_rates(results), judged(results)
+    task, found = of_rates(results)
     figure.set_size_inches(7, 4)
     axis = figure.subplots()
-    for (name, of), line in zip(found.items(), ("o-", "s--"), strict=True):
-        scores = [np.array([score(run) for run in runs]) for runs in of.values()]
-        if len(scores) > 1:
-            label = f"{TITLES['constant']}, learning rate{'' if name == 'fixed' else ' times rate'} fixed"
-            axis.errorbar(
-                list(of),
-                list(map(mean, scores)),
-                list(map(deviation, scores)),
-                fmt=line,
-                color=BLUE,
-                capsize=3,
-                label=label,
-            )
-    draw_lines(axis, {name: results.best(task, name) for name in ("predecessor", "linear")}, score)
-    axis.set(title=f"{task}, {judged_on}", xlabel="constant replacing rate", xlim=(0, 1.05))
+    for name, of in found.items():
+        values = [scores(runs, ON_HELD_OUT) for runs in of.values()]
+        line, fixed = ("o-", "learning rate") if name == "fixed" else ("s--", "learning rate times rate")
+        label = f"{TITLES['constant']}, {fixed} fixed"
+        heights, bars = map(mean, values), map(deviation, values)
+        axis.errorbar(list(of), list(heights), list(bars), fmt=line, color=BLUE, capsize=3, label=label)
+    seeds = {run.seed for of in found.values() for runs in of.values() for run in runs}
+    lines = {name: results.best(task, name) for name in ("predecessor", "linear")}
+    draw_lines(axis, {name: [run for run in runs if run.seed in seeds] for name, runs in lines.items()})
+    axis.set(title=f"{task}, held-out rows", xlabel="constant replacing rate", xlim=(0, 1.05))
     axis.set_ylabel(f"{results.metric(task)}, %")
     axis.legend(fontsize=9)
 
 
-def draw_lines(axis, methods: dict[str, list[Run]], score: Score) -> None:
+def draw_lines(axis, methods: dict[str, list[Run]]) -> None:
     """A level line for the mean of each method that has runs."""
     for (method, runs), line in zip(methods.items(), ("--", ":"), strict=False):
         if runs:
-            axis.axhline(np.mean([score(run) for run in runs]), color=GREY, linestyle=line, label=TITLES[method])
+            axis.axhline(mean(scores(runs, ON_HELD_OUT)), color=GREY, linestyle=line, label=TITLES[method])
     axis.grid(axis="y", alpha=0.3)
 
 
@@ -86,20 +80,20 @@ def draw_curves(results: Results, figure) -> None:
 
     A point is as high in all panels.
     """
-    (tasks, found), (score, judged_on) = changed(results, "n_steps"), judged(results)
+    tasks, found = changed(results, "n_steps")
     figure.set_size_inches(3.8 * len(tasks) + 1.5, 3.6)
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     for i, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         for method in dict.fromkeys(method for method, _, _ in found):
             runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
-            points = sorted((of[0].steps, np.mean([score(run) for run in of])) for of in runs)
+            points = sorted((of[0].steps, mean(scores(of, ON_HELD_OUT))) for of in runs)
             if points:
                 axis.plot(*zip(*points, strict=True), **style(method))
         shown = [run for _, _, columns in found for run in columns[i]]
         seeds, steps = {run.seed for run in shown}, sorted({run.steps for run in shown})
         predecessors = [run for run in results.best(task, "predecessor") if run.seed in seeds]
-        draw_lines(axis, {"predecessor": predecessors}, score)
-        title = f"{task}, {judged_on}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+        draw_lines(axis, {"predecessor": predecessors})
+        title = f"{task}, held-out rows, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
         axis.set(title=title, xlabel="steps", ylabel=f"{results.metric(task)}, %", xscale="log")
         axis.title.set_fontsize(10)
         axis.set_xticks(steps, [f"{n:,}" for n in steps])
@@ -124,7 +118,7 @@ def times_as_fast(results: Results, tasks: Sequence[str], n_layer: int | None) -
 
 def draw_speed(results: Results, figure) -> None:
     """What is kept of the predecessor's mean score against the speed, for each depth."""
-    (tasks, found), (score, judged_on) = changed(results, "n_layer"), judged(results)
+    tasks, found = changed(results, "n_layer")
     if not found:
         tasks = results.tasks()
         found = [(name, None, [results.best(task, name) for task in tasks]) for name in results.compared()]
@@ -133,7 +127,7 @@ def draw_speed(results: Results, figure) -> None:
     figure.set_size_inches(7, 4.2)
     axis = figure.subplots()
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
-    kept = [mean(percent_kept([columns[i] for i in at], predecessors, score)) for _, _, columns in found]
+    kept = [mean(percent_kept([columns[i] for i in at], predecessors, ON_HELD_OUT)) for _, _, columns in found]
     sizes = [n_layer for _, n_layer, _ in found]
     faster = [times_as_fast(results, tasks, n_layer) for n_layer in sizes]
     for method in dict.fromkeys(method for method, _, _ in found):
@@ -145,7 +139,7 @@ def draw_speed(results: Results, figure) -> None:
     axis.margins(x=0.12)
     measured = ", ".join(task for task in tasks if (task, None) in results.speed)
     axis.set(xlabel=f"times as fast as the predecessor ({measured})", ylabel="kept of the predecessor's mean, %")
-    axis.set_title(f"{', '.join(tasks[i] for i in at)}, {judged_on}")
+    axis.set_title(f"{', '.join(tasks[i] for i in at)}, held-out rows")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
 
@@ -153,7 +147,7 @@ def draw_speed(results: Results, figure) -> None:
 def pictures(results: Results) -> dict[str, Callable]:
     """What draws each picture that the results have, by its name."""
     found = {"comparison": draw_comparison}
-    if len(of_rates(results)[1]["fixed"]) > len(SEARCHED_RATES["constant"]):
+    if of_rates(results)[1]:
         found["rates"] = draw_rates
     if changed(results, "n_steps")[1]:
         found["curves"] = draw_curves

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert_of_theseus.run.command_line import UserError
+from bert_of_theseus.run.folder import FINISHED
 from grid.cells import (
     COMPARED,
     FIRST_SEED_ONLY,
@@ -21,6 +22,7 @@ from grid.cells import (
     never_alone,
     read_results,
 )
+from grid.records import Run
 
 
 @dataclass
@@ -52,16 +54,17 @@ class Plan:
     lengths: Sequence[int] = ()
 
     def record(self, cell: Cell) -> Path:
-        return self.results / cell.folder / "run.json"
+        return self.results / cell.folder / FINISHED
 
     def is_done(self, cell: Cell) -> bool:
         """Whether it has a record, of a run from this predecessor, scored on these rows."""
         if not self.record(cell).exists():
             return False
         record = json.loads(self.record(cell).read_text())
-        return record.get("held_out_sha256") == self.held_out_sha256[cell.task] and self.is_from_best(record, cell)
+        has_these_rows = record.get("held_out_sha256") == self.held_out_sha256[cell.task]
+        return has_these_rows and self.starts_from_predecessor(record, cell)
 
-    def is_from_best(self, record: dict, cell: Cell) -> bool:
+    def starts_from_predecessor(self, record: dict, cell: Cell) -> bool:
         """Whether the run of a record starts from the cell's predecessor, wherever that lay."""
         starts_from = record["arguments"]["model_name_or_path"]
         return cell.method == "predecessor" or starts_from.endswith(self.predecessor(cell.task, cell.seed).folder)
@@ -70,16 +73,24 @@ class Plan:
         """The run whose model the others of this seed start from."""
         return self.best(task, "predecessor")._replace(seed=seed)
 
-    def best(self, task: str, method: str, as_first: bool = False) -> Cell:
-        """The `best_cell` so far; before the search has begun, a guess, from which the plan is made."""
-        ladder = self.learning_rates
-        found = best_cell(read_results(self.results / task / method).runs, task, method, as_first)
-        if found is None:  # the search will need as many runs as if the higher one of the middle two were the best
-            middle = min(len(ladder) - 1, (len(ladder) + 1) // 2)
-            return self.first(task, method, ladder[middle])
-        if found.learning_rate not in ladder:
+    def runs(self, task: str, method: str) -> dict[Cell, Run]:
+        return read_results(self.results, f"{task}/{method}/*").runs
+
+    def found(self, task: str, method: str, as_first: bool = False) -> Cell | None:
+        """The `best_cell` so far."""
+        found = best_cell(self.runs(task, method), task, method, as_first)
+        if found and found.learning_rate not in self.learning_rates:
             raise UserError(f"--learning_rates: {found.learning_rate} has been searched; name it as well")
         return found
+
+    def best(self, task: str, method: str, as_first: bool = False) -> Cell:
+        """The `best_cell` so far; where there is none, a guess, from which the plan is made."""
+        return self.found(task, method, as_first) or self.first(task, method, self.middle_two()[-1])
+
+    def middle_two(self) -> Sequence[str]:
+        """The learning rates from which the search starts."""
+        middle = (len(self.learning_rates) - 1) // 2
+        return self.learning_rates[middle : middle + 2]
 
     def first(self, task: str, method: str, learning_rate: str) -> Cell:
         """The cell in which a learning rate of the search is tried."""
@@ -117,17 +128,20 @@ class Plan:
         return [self.best(task, method, as_first) for method in replacing for task in self.tasks]
 
     def learning_rate_search(self, methods: Sequence[str]) -> Iterator[tuple[str, list[Cell]]]:
-        """Learning rates, round by round: the middle two, and then those beside the best as long as there are any."""
+        """Learning rates, round by round: the middle two, and then those beside the best as long as there are any.
+
+        Where no run has succeeded so far, lower ones.
+        """
         ladder = self.learning_rates
-        middle = (len(ladder) - 1) // 2
         tried = {(task, method): set() for method in methods for task in self.tasks}
-        new = dict.fromkeys(tried, ladder[middle : middle + 2])
+        new = dict.fromkeys(tried, self.middle_two())
         while any(new.values()):
             cells = [self.first(*key, learning_rate) for key, rates in new.items() for learning_rate in rates]
             yield f"search: learning rate {', '.join(sorted({c.learning_rate for c in cells}, key=float))}", cells
             for key in tried:
                 tried[key].update(new[key])
-                at = ladder.index(self.best(*key).learning_rate)
+                best = self.found(*key)
+                at = ladder.index(best.learning_rate) if best else min(map(ladder.index, tried[key]))
                 new[key] = [rate for rate in ladder[max(0, at - 1) : at + 2] if rate not in tried[key]]
 
     def comparison(self) -> list[Cell]:
@@ -143,7 +157,7 @@ class Plan:
 
     def best_changed(self, cell: Cell) -> Cell:
         """The best one of the search so far with this number of layers and of steps; else `cell` itself."""
-        runs = read_results(self.results / cell.task / cell.method).runs
+        runs = self.runs(cell.task, cell.method)
         return best_cell(runs, cell.task, cell.method, n_layer=cell.n_layer, n_steps=cell.n_steps) or cell
 
     def variants(self) -> list[Cell]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bert_of_theseus.run.command_line import UserError
+from bert_of_theseus.run.folder import FINISHED, UNFINISHED
 from grid.output import warn
 
 METRICS = {
@@ -87,15 +88,15 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is no record of a run of run_glue.py ({type(error).__name__}: {error})") from error
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """All finished runs below a folder, in the order of their paths; warns of the others."""
+def read_runs(folder: Path, where: str = "**") -> list[Run]:
+    """All finished runs in the folders `where` below a folder, in the order of their paths; warns of the others."""
     runs = []
-    for path in sorted(folder.rglob("run.json")):
+    for path in sorted(folder.glob(f"{where}/{FINISHED}")):
         try:
             runs.append(read_run(path))
         except UserError as error:
             warn(f"{error}; left out")
-    unfinished = [str(path.parent) for path in sorted(folder.rglob("unfinished_run.json"))]
+    unfinished = [str(path.parent) for path in sorted(folder.glob(f"{where}/{UNFINISHED}"))]
     if unfinished:
         warn(f"not finished, and left out: {', '.join(unfinished)}")
     return runs

@@ -18,10 +18,9 @@ from bert_of_theseus.classifier import ModelError
 from bert_of_theseus.run.command_line import UserError
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import is_finished, read_record
-from glue_processors import find_task
 from grid.cells import Cell, read_results
 from grid.commands import ROOT, Commands
-from grid.held_out import score_on
+from grid.scoring import score_on
 
 OVERHEAD = 15  # seconds that a run takes beside its training, roughly
 PART = 0.6  # of the time of a step of fine-tuning, that a step takes in the mean of the methods, roughly
@@ -52,34 +51,37 @@ class Runner:
         missing = [p for p in dict.fromkeys(start_from.values()) if not (has_weights(p) or p in self.failed)]
         if missing:
             print(f"== {stage}: {len(missing)} predecessors to make", flush=True)
-            self.make_all(missing)
+            self.make_each(missing)
         for cell, predecessor in start_from.items():
             if predecessor in self.failed:
                 self.failed[cell] = self.failed[predecessor]
         print(f"== {stage}: {len(todo)} of {len(set(cells))} runs to make", flush=True)
-        self.make_all([c for c in todo if c not in self.failed])
+        self.make_each([c for c in todo if c not in self.failed])
 
-    def make_all(self, cells: list[Cell]) -> None:
+    def make_each(self, cells: list[Cell]) -> None:
         """Make these runs, one at a time on each device."""
         todo = deque(cells)
         free, working, n_passed_on = list(self.devices), {}, len(self.signals)
-        while working or (todo and not self.signals):
-            while todo and free and not self.signals:
-                cell, device = todo.popleft(), free.pop()
-                working[self.start(cell, device)] = cell, device, time.monotonic()
-            time.sleep(0.1)
-            for _ in self.signals[n_passed_on:]:  # at the first a run saves and ends, at a second it ends at once
-                n_passed_on += 1
-                for process in working:
-                    process.terminate()
-            for process in [process for process in working if process.poll() is not None]:
-                cell, device, start = working.pop(process)
-                free.append(device)
-                try:
+        try:
+            while working or (todo and not self.signals):
+                while todo and free and not self.signals:
+                    cell, device = todo.popleft(), free.pop()
+                    working[self.start(cell, device)] = cell, device, time.monotonic()
+                time.sleep(0.1)
+                for _ in self.signals[n_passed_on:]:  # at the first a run saves and ends, at a second it ends at once
+                    n_passed_on += 1
+                    for process in working:
+                        process.terminate()
+                for process in [process for process in working if process.poll() is not None]:
+                    cell, device, start = working.pop(process)
+                    free.append(device)
                     outcome = self.end(cell, process.returncode)
-                except (ModelError, torch.OutOfMemoryError) as error:
-                    outcome = self.failed[cell] = f"not scored: {error}"
-                print(f"{cell.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
+                    print(f"{cell.folder}: {outcome} after {time.monotonic() - start:.0f} s", flush=True)
+        finally:  # an error here must not leave runs behind that nobody waits for
+            for process in working:
+                process.terminate()
+            for process in working:
+                process.wait()
 
     def start(self, cell: Cell, device: str | None) -> subprocess.Popen:
         folder = self.commands.runs_folder(cell)
@@ -99,7 +101,7 @@ class Runner:
         if found is None:
             return False
         plan = self.commands.plan
-        return (is_finished(found) and plan.record(cell).exists()) or not plan.is_from_best(found, cell)
+        return (is_finished(found) and plan.record(cell).exists()) or not plan.starts_from_predecessor(found, cell)
 
     def environment(self, device: str | None) -> dict[str, str]:
         variables = dict(os.environ)
@@ -115,9 +117,13 @@ class Runner:
         log = Path(f"{folder}.log")
         if status == 0:
             record.parent.mkdir(parents=True, exist_ok=True)
-            result = json.loads((folder / "run.json").read_text())
+            result = read_record(folder)
             result["held_out_sha256"] = self.commands.plan.held_out_sha256[cell.task]
-            result["held_out"] = self.score_held_out(cell)
+            try:
+                result["held_out"] = self.score_held_out(cell)
+            except (ModelError, torch.OutOfMemoryError) as error:
+                self.failed[cell] = f"not scored: {error}"
+                return self.failed[cell]
             write_whole(record, json.dumps(result, indent=2) + "\n")
             log.unlink()
             self.remove_weights(cell)
@@ -132,8 +138,8 @@ class Runner:
         commands, predecessor = self.commands, None
         if cell.method == "one-module":
             predecessor = commands.runs_folder(commands.plan.predecessor(cell.task, cell.seed))
-        examples = commands.held_out(cell.task)
-        return score_on(examples, find_task(cell.task), commands.runs_folder(cell), predecessor)
+        data = commands.data[cell.task]
+        return score_on(data.held_out(), data.task, commands.runs_folder(cell), predecessor)
 
     def remove_weights(self, cell: Cell) -> None:
         if cell.method != "predecessor" and not self.commands.args.keep_weights:
@@ -141,7 +147,7 @@ class Runner:
 
     def estimate(self, cells: Sequence[Cell]) -> float:
         """Hours that the runs will take, from the finished runs of the same task or from ten steps."""
-        finished = read_results(self.commands.args.output_dir / "results").runs
+        finished = read_results(self.commands.plan.results).runs
         hours = 0.0
         for task in sorted({cell.task for cell in cells}):
             known = [run.seconds / run.steps for cell, run in finished.items() if cell.task == task]
@@ -153,7 +159,7 @@ class Runner:
         """Seconds of a step, of which ten are made."""
         print(f"Timing ten steps of {task} ...", flush=True)
         folder = self.commands.args.output_dir / "timing"
-        cell = self.commands.plan.first(task, "predecessor", self.commands.args.learning_rates[0])
+        cell = self.commands.plan.first(task, "predecessor", self.commands.plan.learning_rates[0])
         words = self.commands.command(cell)
         words = [word for word in words if word not in ("--do_eval", "--resume")]
         words += ["--max_steps", "10", "--output_dir", str(folder), "--overwrite_output_dir"]
@@ -161,7 +167,7 @@ class Runner:
         done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{shlex.join(words)}: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
-        seconds = json.loads((folder / "run.json").read_text())["training_seconds"] / 10
+        seconds = read_record(folder)["training_seconds"] / 10
         shutil.rmtree(folder)
         return seconds
 

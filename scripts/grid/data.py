@@ -1,19 +1,17 @@
-"""Rows of the training files that no run sees, on which all are scored in the end."""
+"""The data of a grid: GLUE's, without the rows that no run sees and on which all are scored in the end."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from bert_of_theseus import compress, load_successor
-from bert_of_theseus.classifier import Classifier, load_classifier
-from bert_of_theseus.data.scores import compute_metrics, predictions_of
+from bert_of_theseus.data.scores import chance_score
 from bert_of_theseus.data.task import Examples
-from bert_of_theseus.run.device import first_device
 from bert_of_theseus.run.files import write_whole
-from bert_of_theseus.run.folder import BEST, input_length
-from glue_processors import TASKS, GlueTask, read_dev_sets, read_examples
+from glue_processors import TASKS, GlueTask, find_task, read_dev_sets, read_examples
+from grid.cells import CONSTANT_ANSWER
 
 PHRASES = {"SST-2"}  # of which a training row is a sentence or one of its phrases
 HELD_OUT, LEAST_HELD_OUT = 0.1, 300  # rows of the training file that are held out: the share, and at least so many
@@ -59,37 +57,33 @@ def longest_containing(texts: Sequence[str]) -> list[int]:
     return [found[of] for of in words]
 
 
-def score_on(
-    examples: Examples, task: GlueTask, folder: Path, predecessor: Path | None = None
-) -> dict[str, dict[str, float]]:
-    """The metrics of a run's model on some rows: "last", of its last step, and "best", where it has kept that.
+class TaskData:
+    """A task's files in the folder of a grid: those of the runs, and the held-out rows as a dev set.
 
-    With the run's predecessor also "module 1", "module 2", ..., each standing alone among the predecessor's own.
+    Args:
+        task: as GLUE names its folder.
+        output_dir: the folder of the grid.
     """
-    scores, length = {}, input_length(None, folder)
 
-    def score(classifier: Classifier) -> dict[str, float]:
-        classifier.model.to(first_device(use_cuda=True))
-        logits = classifier.predict_examples(examples, length, 32)
-        return compute_metrics(task, predictions_of(task, logits), examples.labels)
+    def __init__(self, task: str, output_dir: Path):
+        self.task = find_task(task)
+        self.folder, self.held_out_folder = output_dir / "data" / task, output_dir / "held_out" / task
+        self.constant_answer = output_dir / "results" / task / CONSTANT_ANSWER
 
-    for which, path in (("last", folder), ("best", folder / BEST)):
-        if (path / "config.json").exists():
-            scores[which] = score(load_classifier(str(path), task.labels))
-    if predecessor:
-        successor = load_classifier(str(folder), task.labels).model
-        for i in range(successor.config.num_hidden_layers):
-            model = load_classifier(str(predecessor), task.labels)
-            replace_one_module(model.model, successor, i)
-            scores[f"module {i + 1}"] = score(model)
-    return scores
+    def prepare(self, glue_dir: Path) -> None:
+        """Write the files, and what a model scores that gives every row the same answer.
 
+        Of several dev sets that is the mean, as of runs.
+        """
+        hold_out(self.task, glue_dir / self.task.folder, self.folder, self.held_out_folder)
+        sets = {"dev": [*read_dev_sets(self.task, self.folder).values()], "held-out": [self.held_out()]}
+        scores = {name: np.mean([chance_score(self.task, one.labels) for one in of]) for name, of in sets.items()}
+        self.constant_answer.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.constant_answer, json.dumps(scores, indent=2) + "\n")
 
-def replace_one_module(model: torch.nn.Module, successor: torch.nn.Module, i: int) -> None:
-    """Make a predecessor a model of which module `i` is the successor's, and all others its own (table 5)."""
-    layers = compress(model, successor.config.num_hidden_layers)
-    load_successor(model, successor)
-    size = len(layers.predecessor) // len(layers.successor)
-    before, after = layers.predecessor[: i * size], layers.predecessor[(i + 1) * size :]
-    layers.successor = torch.nn.ModuleList([*before, layers.successor[i], *after])
-    model.eval()
+    def n_rows(self) -> int:
+        """Rows to train on."""
+        return len(read_examples(self.task, self.folder, "train").first)
+
+    def held_out(self) -> Examples:
+        return read_examples(self.task, self.held_out_folder, "dev")

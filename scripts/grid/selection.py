@@ -1,0 +1,115 @@
+"""The runs of a grid that tables and pictures show side by side."""
+
+from typing import NamedTuple
+
+from grid.averages import Score, common_seeds
+from grid.cells import (
+    FIRST_SHARE,
+    RATES,
+    SEARCHED_RATES,
+    TITLES,
+    Cell,
+    Results,
+    at_equivalent_rate,
+    at_rate,
+    best_cell,
+    searched,
+)
+from grid.records import Run
+
+
+class Entry(NamedTuple):
+    """A method of the comparison, and its runs on each task."""
+
+    title: str
+    method: str
+    runs: list[list[Run]]
+
+
+def entries(results: Results) -> list[Entry]:
+    """The methods at their best settings; and with the share and the rate that are tried first, where these are others.
+
+    The latter only where they were run on the same seeds.
+    """
+    tasks, found = results.tasks(), []
+    for method in results.compared():
+        best, first = ([results.best(task, method, as_first) for task in tasks] for as_first in (False, True))
+        found.append(Entry(TITLES[method], method, best))
+        if first != best and common_seeds(first) == common_seeds(best):
+            rate = SEARCHED_RATES[method][0]
+            found.append(Entry(TITLES[method] + setting_in_words(method, rate, FIRST_SHARE), method, first))
+    return found
+
+
+def setting_in_words(method: str, rate: float, share: float) -> str:
+    """What follows the title of a method; nothing where nothing is replaced."""
+    start = f", at {rate:g}" if method == "constant" else f", from {rate:g}"
+    return f"{start}, 1 after {share:g}" if share else ""
+
+
+def constant_answer(results: Results, task: str, score: Score) -> float | None:
+    """What the same answer for all rows scores, in per cent; None where that was not noted."""
+    noted = results.constant_answers.get(task)
+    return noted and 100 * noted[score.rows]
+
+
+Changed = list[tuple[str, int | None, list[list[Run]]]]  # method, value, for each task the runs
+
+
+def changed_from(results: Results, task: str, method: str, what: str) -> Cell | None:
+    """The best cell of a method of those that were run with another `what`; where none was, the best of all."""
+    settings = {cell._replace(seed=0, **{what: None}) for cell in results.runs if getattr(cell, what)}
+    tried = [cell for cell in searched(results.runs, task, method) if cell._replace(seed=0) in settings]
+    return best_cell({cell: results.runs[cell] for cell in tried} or results.runs, task, method)
+
+
+def changed(results: Results, what: str) -> tuple[list[str], Changed]:
+    """Methods with `what`, "n_layer" or "n_steps", as it is, at the settings of `changed_from`, and changed.
+
+    Of what is changed the best run of its own search counts.
+
+    Returns:
+        The tasks on which it was changed, and the runs, of the seeds that all values of a method and task have; the
+        value None is that of all other runs.
+    """
+    tasks = sorted({cell.task for cell in results.runs if getattr(cell, what)}, key=str.lower)
+    found: Changed = []
+    for method in results.compared():
+        values = {getattr(cell, what) for cell in results.runs if cell.method == method} - {None}
+        of_method = [(method, None, [results.of(changed_from(results, task, method, what)) for task in tasks])]
+        for value in sorted(values, reverse=what == "n_layer"):
+            best = [best_cell(results.runs, task, method, **{what: value}) for task in tasks]
+            of_method.append((method, value, list(map(results.of, best))))
+        of_method = [row for row in of_method if any(row[2])]
+        found += of_common_seeds(of_method) if len(of_method) > 1 else []
+    return tasks, found
+
+
+def of_common_seeds(of_method: Changed) -> Changed:
+    """Without the runs, task by task, of the seeds that some value does not have."""
+    common = [common_seeds(of_task) for of_task in zip(*(columns for _, _, columns in of_method), strict=True)]
+    return [
+        (method, value, [[run for run in runs if run.seed in of] for runs, of in zip(columns, common, strict=True)])
+        for method, value, columns in of_method
+    ]
+
+
+def of_rates(results: Results) -> tuple[str, dict[str, dict[float, list[Run]]]]:
+    """The task with the most constant rates, and its runs: with "fixed" learning rate, and with "equivalent" one.
+
+    Either is there, by rate, if it has more rates than the search alone; and of the seeds that all its rates have.
+    """
+    task = max(results.tasks(), key=lambda task: len({cell.rate for cell in results.runs if cell.task == task}))
+    best, found = best_cell(results.runs, task, "constant"), {}
+    for name, at in (("fixed", at_rate), ("equivalent", at_equivalent_rate)):
+        of_rate = {rate: results.of(best if rate == best.rate else at(best, rate)) for rate in RATES if best}
+        of_rate = {rate: runs for rate, runs in of_rate.items() if runs}
+        if len(of_rate) > len(SEARCHED_RATES["constant"]):
+            seeds = common_seeds([*of_rate.values()])
+            found[name] = {rate: [run for run in runs if run.seed in seeds] for rate, runs in of_rate.items()}
+    return task, found
+
+
+def depth(n_layer: int | None) -> str:
+    """The number of a successor's layers in words."""
+    return f"{n_layer} layer{'s' * (n_layer > 1)}" if n_layer else "half of the layers"
