@@ -57,7 +57,7 @@ class Way:
     """How steps are made: as run_glue.py makes them, but for what is named here."""
 
     name: str
-    release: bool = False  # padded to max_seq_length, gradients for all, clipped over all, a forward pass in any case
+    release: bool = False  # clipped over all parameters, gradients zeroed, the optimiser not fused
     pad_to_max: bool = False
     one_part: bool = False
     all_gradients: bool = False
@@ -67,7 +67,15 @@ class Way:
 
 
 OURS = Way("run_glue.py")
-RELEASE = Way("the release's way", release=True, onednn=False, masks=False)
+RELEASE = Way(
+    "the release's way",
+    release=True,
+    pad_to_max=True,
+    one_part=True,
+    all_gradients=True,
+    onednn=False,
+    masks=False,
+)
 WITHOUT = [
     Way("without padding to the part's longest only", pad_to_max=True),
     Way("without parts of like lengths", one_part=True),
@@ -122,13 +130,16 @@ def main(args: argparse.Namespace) -> None:
             "machine": setting.machine,
         }
         print(f"{TASKS[args.task_name].folder} on {setting.machine}; batches of {args.batch_size}\n")
-        figures["training"] = time_training(setting)
-        figures["inference"] = time_inference(setting)
-        figures["start-up"] = time_start_up(args)
-        if args.against:
-            figures["against"] = time_against(args)
-        if args.json:
-            write_whole(Path(args.json), json.dumps(figures, indent=2) + "\n")
+        parts = {
+            "training": lambda: time_training(setting),
+            "inference": lambda: time_inference(setting),
+            "start-up": lambda: time_start_up(args),
+        }
+        parts |= {"against": lambda: time_against(args)} if args.against else {}
+        for name, measure in parts.items():
+            figures[name] = measure()
+            if args.json:  # after each part, so that an error in the next one costs nothing
+                write_whole(Path(args.json), json.dumps(figures, indent=2) + "\n")
 
 
 def ways(args: argparse.Namespace) -> list[Way]:
@@ -144,8 +155,6 @@ class Setting:
         self.device = first_device(not args.no_cuda)
         self.machine = device_name(self.device)
         self.classifier = load_classifier(args.model_name_or_path, task.labels, True, args.max_seq_length)
-        with refused(args.model_name_or_path):
-            compress(copy.deepcopy(self.classifier.model), args.scc_n_layer)
         self.classifier.model.to(self.device)
         self.train, self.dev = (
             FeaturesCache([args.data_dir]).features(
@@ -186,13 +195,14 @@ class Trainer:
 
     def __init__(self, setting: Setting, way: Way, model: torch.nn.Module):
         self.setting, self.way = setting, way
-        layers = compress(model.train(), setting.args.scc_n_layer)
+        with refused(setting.args.model_name_or_path):
+            layers = compress(model.train(), setting.args.scc_n_layer)
         optimizer = torch.optim.AdamW(optimizer_groups(model, 0.0), 5e-5, fused=not way.release)
         lr_schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         scaler = torch.amp.GradScaler(setting.device.type, enabled=False)
         self.state = TrainState(model, layers, optimizer, lr_schedule, None, scaler, len(setting.steps))
         self.max_grad_norm = 1.0
-        if way.release or way.all_gradients:
+        if way.all_gradients:
             model.requires_grad_(True)
         self.marks: dict[str, list[float]] = {"forward": [], "optimiser": []}
         model.register_forward_pre_hook(lambda *_: self.mark("forward", -1))
@@ -224,9 +234,9 @@ class Trainer:
 
     def parts(self, rows) -> list[tuple[dict, float]]:
         one_part = {"max_tokens": sys.maxsize, "overhead": sys.maxsize}
-        limits = one_part if self.way.release or self.way.one_part else {}
+        limits = one_part if self.way.one_part else {}
         parts = micro_batch(self.setting.train, rows, self.setting.device, **limits)
-        if self.way.release or self.way.pad_to_max:
+        if self.way.pad_to_max:
             parts = [(self.setting.padded(tensors), share) for tensors, share in parts]
         return parts
 
@@ -382,6 +392,7 @@ def time_against(args: argparse.Namespace) -> dict:
     k = slope_to_1(args.replacing_rate, args.rate_1_after * args.steps)
     schedule = ["--replacing_rate", str(args.replacing_rate), "--scheduler_type", "linear"]
     schedule += ["--scheduler_linear_k", str(k)]
+    schedule += ["--scc_n_layer", str(args.scc_n_layer)] if args.scc_n_layer else []
     roots = {"this checkout": ROOT, str(args.against): args.against.resolve()}
     taken: dict[str, list[float]] = {name: [] for name in roots}
     for _ in range(args.rounds):

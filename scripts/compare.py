@@ -49,7 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--metric_for_best_model", metavar="METRIC", help="the metric of which is said how much is kept")
     add("--per_gpu_eval_batch_size", type=at_least(1), default=32, help="rows of a batch (default: %(default)s)")
     add(
-        "--max_seq_length", type=at_least(4), help="tokens; default: what the last SUCCESSOR was trained with, else 128"
+        "--max_seq_length",
+        type=at_least(4),
+        help="tokens; default: those of the last model whose run is known",
     )
     add("--rounds", type=at_least(1), default=5, help="timings of each model (default: %(default)s)")
     add("--no_cuda", action="store_true", help="use the CPU even where there is a GPU")

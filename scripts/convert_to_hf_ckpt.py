@@ -8,6 +8,7 @@ run_glue.py, scripts/predict_glue.py and transformers can load.
 
 import argparse
 import json
+import logging
 import re
 import shutil
 import sys
@@ -21,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bert_of_theseus.run.command_line import OneLineParser, UserError, log_plainly, one_line_errors
 from bert_of_theseus.run.files import whole_files
 from glue_processors import TASKS
+
+logger = logging.getLogger("convert_to_hf_ckpt")
 
 WEIGHTS, CONFIG = "pytorch_model.bin", "config.json"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -98,6 +101,8 @@ def convert(source: Path, target: Path) -> None:
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, temporary / name)
+    if not (target / "vocab.txt").is_file():
+        logger.warning("%s holds no tokenizer: copy vocab.txt from the predecessor's folder to %s", source, target)
     print(f"{target}: {type(model).__name__} of {model.config.num_hidden_layers} layers")
 
 

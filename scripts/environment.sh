@@ -9,7 +9,7 @@ say() { printf '\n== %s\n' "$*" >&2; }
 
 make_environment() {  # set `python` to the interpreter of an environment that has what is needed
   say "Environment: $PWD/.venv (the first time, torch and what else is needed are downloaded)"
-  [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv || die "no virtual environment could be made"
+  [ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv || die "no virtual environment could be made"
   export PIP_DISABLE_PIP_VERSION_CHECK=1
   .venv/bin/pip install --quiet --requirement requirements.txt "$@" || die "what is needed could not be installed"
   python=.venv/bin/python

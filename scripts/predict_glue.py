@@ -20,6 +20,7 @@ Is a submission as the leaderboard wants it?
 
 import argparse
 import logging
+import os
 import sys
 import zipfile
 import zlib
@@ -62,7 +63,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--checkpoint",
         choices=["best", "last"],
-        default="best",
         help="all tasks: predict with a run's checkpoint-best, if it has one, or with its last step (default: best)",
     )
     add("--fill_missing", action="store_true", help="all tasks: give a task without a run one label in every row")
@@ -73,6 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.check:
         return args
+    if not args.runs_dir and (args.checkpoint or args.fill_missing):
+        parser.error("--checkpoint and --fill_missing are for --runs_dir; for one task name the folder of the model")
     needed = ["data_dir", "output_dir"]
     if args.test_file:
         needed = ["model_name_or_path", "output_file"]
@@ -88,6 +90,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             parser.error(f"--{name} is missing")
     return args
+
+
+def check_output_dir(path: Path) -> None:
+    """UserError where no file can be written there, before hours of predictions."""
+    there = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--output_dir {path}: nothing can be written there")
 
 
 def load(model: str | Path, labels: Sequence[str] | None, length: int, no_cuda: bool) -> Classifier:
@@ -155,7 +164,7 @@ def predict_one(args: argparse.Namespace) -> None:
         print(args.output_dir / task.submission_file)
 
 
-def find_runs(runs_dir: Path, checkpoint: str) -> dict[str, Path]:
+def find_runs(runs_dir: Path, checkpoint: str | None) -> dict[str, Path]:
     """The model that predicts for each task, by the task's name.
 
     Raises:
@@ -174,7 +183,7 @@ def find_runs(runs_dir: Path, checkpoint: str) -> dict[str, Path]:
         name = task.predicted_by or task.name
         if name in runs:
             raise UserError(f"{runs_dir} holds two runs of {name}: {runs[name]} and {folder}; move one away")
-        has_best = checkpoint == "best" and (folder / BEST / "config.json").is_file()
+        has_best = checkpoint != "last" and (folder / BEST / "config.json").is_file()
         runs[name] = folder / BEST if has_best else folder
     return runs
 
@@ -276,9 +285,12 @@ def main(args: argparse.Namespace) -> None:
     with one_line_errors("predict_glue.py", ModelError, DataError), enough_memory(), fast_kernels():
         if args.check:
             report(args.check)
-        elif args.test_file:
+            return
+        if args.test_file:
             predict_file(args)
-        elif args.runs_dir:
+            return
+        check_output_dir(args.output_dir)
+        if args.runs_dir:
             predict_all(args)
         else:
             predict_one(args)

@@ -63,7 +63,7 @@ if [ -n "$train_file$validation_file" ]; then
   task=$(basename "$(dirname "$train_file")")-$(basename "${train_file%.*}")
 fi
 [ -z "$model" ] || [ ! -d "$model" ] || model=$(cd "$model" && pwd)
-if [ -z "$train_file" ] && [ -n "${GLUE_DIR-}" ]; then
+if [ -z "$train_file$demo" ] && [ -n "${GLUE_DIR-}" ]; then
   [ -f "$GLUE_DIR/$task/train.tsv" ] || die "GLUE_DIR is set, but there is no $GLUE_DIR/$task/train.tsv"
   GLUE_DIR=$(cd "$GLUE_DIR" && pwd)
 fi
@@ -88,12 +88,16 @@ if [ -n "$demo" ]; then
 elif [ -z "$train_file${GLUE_DIR-}" ]; then
   say "Data: GLUE's $task"
   GLUE_DIR=$output_dir/glue_data
-  "$python" scripts/download_glue.py "$GLUE_DIR" --tasks "$task" --retries 1 --timeout 20 || kind=-demo
+  "$python" scripts/download_glue.py "$GLUE_DIR" --tasks "$task" --retries 1 --timeout 20 || {
+    [ $? -ne 130 ] || exit 130  # Ctrl-C
+    kind=-demo
+  }
 fi
 if [ -n "$kind" ]; then
   say "Data: the DEMO SET, made up: its scores tell nothing about GLUE"
   GLUE_DIR=$output_dir/demo_data
-  [ -d "$GLUE_DIR/$task" ] || "$python" scripts/make_demo_glue.py "$GLUE_DIR" --tasks "$task" --train_rows 3000
+  [ -f "$GLUE_DIR/$task/train.tsv" ] ||  # which is written last
+    "$python" scripts/make_demo_glue.py "$GLUE_DIR" --tasks "$task" --train_rows 3000 --overwrite
 fi
 
 if [ -n "$train_file" ]; then

@@ -31,7 +31,8 @@ Ctrl-C and SIGTERM stop the runs. The same command again skips finished runs, wh
 others. What a run prints goes to FOLDER.log beside its folder. A failed run does not stop the others: the failed ones
 are named at the end, and the exit status is 1.
 
-  --list   run nothing: print the command of each unfinished run, for this folder, one a line and quoted for bash, as
+  --list   run nothing: print the command of each unfinished run, for this folder, one a line and quoted for bash; it
+           takes one GPU, the first, or those of CUDA_VISIBLE_DEVICES where the job has set that:
              scripts/sweep.sh --list > jobs && parallel -j 1 < jobs           (GNU parallel)
              bash -c "$(sed -n "${SLURM_ARRAY_TASK_ID}p" jobs)"               (SLURM array of `wc -l < jobs`)
   --help   print this
@@ -84,7 +85,9 @@ for task in $TASKS; do
   fi
 done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-[ "$list" ] || mkdir -p "$OUTPUT_DIR" 2> /dev/null || die "OUTPUT_DIR: $OUTPUT_DIR cannot be made"
+for task in $TASKS; do
+  [ "$list" ] || mkdir -p "$OUTPUT_DIR/$task" 2> /dev/null || die "OUTPUT_DIR: $OUTPUT_DIR/$task cannot be made"
+done
 
 runs=()  # of each, TASK/SETTING and the arguments of the setting
 for seed in $SEEDS; do
@@ -119,7 +122,7 @@ prepare() {  # RUN: set `name`, `folder`, and `line` to the words of the command
 
 if [ "$list" ]; then
   for run in "${runs[@]}"; do
-    ! prepare "$run" || { printf '%q ' "${line[@]}" && echo; }
+    ! prepare "$run" || { printf '%s ' 'CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}' && printf '%q ' "${line[@]}" && echo; }
   done
   exit
 fi
@@ -131,14 +134,12 @@ work() {  # DEVICE: make the runs that no other device has taken
   for i in "${!runs[@]}"; do
     prepare "${runs[i]}" && mkdir "$taken/$i" 2> /dev/null || continue
     echo "$name: started"
-    mkdir -p "${folder%/*}"
     start=$SECONDS
     # The braces: what bash itself says of a killed run goes to the log too.
     if { "${line[@]}" < /dev/null; } >> "$folder.log" 2>&1; then
       echo "$name: finished after $((SECONDS - start)) s"
     else
       echo "$name: failed after $((SECONDS - start)) s"
-      echo "  $folder.log: $(tail -n 1 "$folder.log")" >> "$taken/failed"
     fi
   done
 }
@@ -168,10 +169,15 @@ for device in ${devices:-none}; do
 done
 wait
 
-if [ ! -e "$taken/failed" ]; then
+failed=()
+for run in "${runs[@]}"; do
+  prepare "$run" || continue
+  failed+=("  $folder.log: $(tail -n 1 "$folder.log" 2> /dev/null || echo "cannot be written")")
+done
+if [ ${#failed[@]} -eq 0 ]; then
   echo "all ${#runs[@]} runs are finished; their tables: $PYTHON $root/scripts/summarize.py $OUTPUT_DIR"
 else
-  echo "sweep.sh: $(wc -l < "$taken/failed") of ${#runs[@]} runs failed; their logs end in:" >&2
-  cat "$taken/failed" >&2
+  echo "sweep.sh: ${#failed[@]} of ${#runs[@]} runs failed; their logs end in:" >&2
+  printf '%s\n' "${failed[@]}" >&2
   exit 1
 fi

@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-[ -x "$environment/bin/python" ] || "${PYTHON:-python3}" -m venv "$environment"
+[ -x "$environment/bin/pip" ] || "${PYTHON:-python3}" -m venv "$environment"
 constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
 if [ "$oldest" ]; then

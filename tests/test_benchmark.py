@@ -24,6 +24,7 @@ def test_it_times_all_ways_and_says_how_many_times_faster_ours_is(capsys, tmp_pa
     assert f"{ours['examples_per_second']:.1f}" in out and all(f"\n{way.name} " in out for way in benchmark.WITHOUT)
     phases = sum(ours[f"{phase}_seconds"] for phase in ("data", "forward", "backward", "optimiser"))
     assert phases == pytest.approx(ours["step_seconds"])
+    assert all(ours[f"{phase}_seconds"] > 0 for phase in ("data", "forward", "backward", "optimiser"))
     assert release["ours_is_faster_by"] == pytest.approx(release["step_seconds"] / ours["step_seconds"])
     assert figures["inference"]["successor"]["examples_per_second"] > 0
     assert figures["start-up"]["run_of_one_step_seconds"] > 0
@@ -31,7 +32,8 @@ def test_it_times_all_ways_and_says_how_many_times_faster_ours_is(capsys, tmp_pa
 
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     args = benchmark.parse_args(flags(tmp_path))
-    assert 10e6 < benchmark.peak_memory(args, "run_glue.py") < 10e9
+    held = torch.ones(2**29)  # of this process
+    assert 10e6 < benchmark.peak_memory(args, "run_glue.py") < held.nbytes
 
 
 @pytest.mark.slow
@@ -49,6 +51,9 @@ def test_the_release_s_way_is_the_same_step_but_for_what_it_wastes(tmp_path):
         trainer = benchmark.Trainer(setting, way, copy.deepcopy(setting.classifier.model))
         # Clipping over all parameters is what the release does otherwise; here nothing is clipped.
         trainer.max_grad_norm = 1e9
+        trainer.state.lr_schedule.base_lrs = [1e-2, 1e-2]  # so that a step that is left out shows
+        for group in trainer.state.optimizer.param_groups:
+            group["lr"] = 1e-2
         for i in range(3):
             trainer.step(i)
         weights[way] = [p.detach() for p in trainer.state.layers.successor.parameters()]

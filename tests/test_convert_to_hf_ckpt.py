@@ -69,6 +69,13 @@ def test_a_head_of_three_labels_gets_their_names_though_the_old_config_names_two
     assert model.classifier.bias.tolist() == [0, 1, 2]
 
 
+def test_a_checkpoint_without_a_tokenizer_is_converted_with_a_warning(release, tmp_path, caplog):
+    for path in release.glob("*vocab*"):
+        path.unlink()
+    convert_to_hf_ckpt.convert(release, tmp_path / "new")
+    assert "holds no tokenizer: copy vocab.txt" in caplog.text
+
+
 def test_the_tokenizer_comes_along_so_that_run_glue_can_load_the_model(release, tmp_path):
     bert = save_bert(tmp_path / "bert")
     shutil.copy(bert / "vocab.txt", release)

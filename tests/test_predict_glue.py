@@ -196,6 +196,8 @@ ONE_TASK = ["--model_name_or_path", "./m", "--task_name", "rte", "--data_dir", "
         (["--runs_dir", "r", *ONE_TASK[4:]], "--runs_dir r: no such folder"),
         ([*ONE_TASK, "--task_name", "squad"], "--task_name: there is no task 'squad'; there are cola"),
         (ONE_TASK, "d/test.tsv: no such file"),
+        ([*ONE_TASK, "--checkpoint", "best"], "--checkpoint and --fill_missing are for --runs_dir"),
+        ([*ONE_TASK, "--output_dir", __file__], "nothing can be written there"),
         (["--check", "nowhere.zip"], "nowhere.zip: no such file"),
         (["--check", __file__], "is no zip that can be read"),
     ],

@@ -11,10 +11,12 @@ from conftest import save_bert
 ROOT = Path(__file__).parents[1]
 
 
-def quickstart(*args: object, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+def quickstart(
+    *args: object, root: Path = ROOT, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
     inherited = {name: value for name, value in os.environ.items() if name != "GLUE_DIR"}
     command = ["bash", str(root / "scripts" / "quickstart.sh"), *map(str, args)]
-    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=inherited | environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,8 @@ def quickstart(*args: object, root: Path = ROOT, **environment: str) -> subproce
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(tmp_path, arguments, environment, reason):
-    run = quickstart(*arguments, **environment)
+    run = quickstart(*arguments, cwd=tmp_path, **environment)
+    assert not [*tmp_path.iterdir()]
     assert run.returncode == 1 and reason in run.stderr and len(run.stderr.splitlines()) == 1
 
 

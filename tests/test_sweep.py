@@ -112,6 +112,14 @@ def test_a_failed_run_does_not_stop_the_others_and_a_second_call_makes_only_what
     assert (working / "run.json").stat() == made
 
 
+def test_a_run_whose_log_cannot_be_written_has_failed(settings):
+    log = Path(settings["OUTPUT_DIR"]) / "MRPC" / "linear-rate0.3-k0.1-lr2e-5-seed42.log"
+    log.mkdir(parents=True)
+    done = sweep(settings)
+    assert done.returncode == 1 and "are finished" not in done.stdout
+    assert done.stderr.splitlines()[-1] == f"  {log}: cannot be written"
+
+
 def test_list_prints_one_command_for_each_unfinished_setting_and_runs_nothing(settings, tmp_path):
     settings |= {"KS": "0.1 0.01", "STEPS": "25", "LEARNING_RATES": "2e-5 5e-5", "SEEDS": "42 43"}
     finished = tmp_path / "the runs" / "MRPC" / "linear-rate0.3-k0.01-lr5e-5-seed43"
@@ -124,7 +132,8 @@ def test_list_prints_one_command_for_each_unfinished_setting_and_runs_nothing(se
     for command in done.stdout.splitlines():
         # What bash makes of the line, not what Python's shlex does.
         words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
-        interpreter, script, *flags = words.stdout.split("\0")[:-1]
+        gpu, interpreter, script, *flags = words.stdout.split("\0")[:-1]
+        assert gpu == f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 0)}"
         args = run_glue.parse_args(flags)
         assert (interpreter, script) == (sys.executable, str(ROOT / "run_glue.py"))
         assert args.config_name == "it's $HOME/a; b" and args.data_dir == str(tmp_path / "the data" / "MRPC")
@@ -143,7 +152,7 @@ def test_files_of_ones_own_take_the_place_of_tasks(settings, tmp_path):
         own[name] = str(tmp_path / "the data" / f"{name}.csv")
         Path(own[name]).write_text("sentence,label\n")
     (command,) = sweep(own, "--list").stdout.splitlines()
-    args = run_glue.parse_args(shlex.split(command)[2:])
+    args = run_glue.parse_args(shlex.split(command)[3:])
     assert (args.train_file, args.validation_file) == (own["TRAIN_FILE"], own["VALIDATION_FILE"])
     assert (args.model_name_or_path, args.task_name) == (own["PREDECESSOR"], None)
     assert args.output_dir == f"{settings['OUTPUT_DIR']}/the_data-TRAIN_FILE/linear-rate0.3-k0.1-lr2e-5-seed42"
@@ -191,7 +200,7 @@ def test_a_stopped_sweep_leaves_no_process_and_makes_the_rest_when_called_again(
 
 def test_without_slopes_and_steps_the_linear_rate_is_1_after_half_of_them(settings):
     done = sweep(settings | {"KS": "", "LEARNING_RATES": "2e-5 5e-5"}, "--list")
-    runs = [run_glue.parse_args(shlex.split(line)[2:]) for line in done.stdout.splitlines()]
+    runs = [run_glue.parse_args(shlex.split(line)[3:]) for line in done.stdout.splitlines()]
     assert [Path(args.output_dir).name for args in runs] == [f"linear-rate0.3-lr{lr}-seed42" for lr in ("2e-5", "5e-5")]
     assert all((args.scheduler_type, args.scheduler_linear_k) == ("linear", None) for args in runs)
 
@@ -202,7 +211,7 @@ def test_without_slopes_and_steps_the_linear_rate_is_1_after_half_of_them(settin
         ({"GLUE_DIR": ""}, [], "GLUE_DIR is not set"),
         ({"GLUE_DIR": "/nowhere"}, [], "GLUE_DIR: there is no folder /nowhere/MRPC"),
         ({"PREDECESSORS": "/nowhere"}, [], "PREDECESSORS: there is no model in /nowhere/MRPC"),
-        ({"OUTPUT_DIR": f"{__file__}/runs"}, [], f"OUTPUT_DIR: {__file__}/runs cannot be made"),
+        ({"OUTPUT_DIR": f"{__file__}/runs"}, [], f"OUTPUT_DIR: {__file__}/runs/MRPC cannot be made"),
         ({"LEARNING_RATES": "2e-5,5e-5"}, [], "LEARNING_RATES: 2e-5,5e-5 is not a number"),
         ({"SEEDS": "$(touch x) *"}, [], "SEEDS: $(touch is not a number"),
         ({}, ["--dry-run"], "unknown argument --dry-run"),
