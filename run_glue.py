@@ -62,8 +62,8 @@ from bert_of_theseus.run.folder import (
     checkpoints,
     input_length,
     read_record,
-    read_results,
     record_of,
+    step_of,
 )
 from bert_of_theseus.run.processes import is_main, on_main
 from bert_of_theseus.run.run import Run
@@ -360,7 +360,7 @@ def use_finished(args, task: Task, run: Run, texts: Texts | None, device: torch.
     if args.do_eval:
         evaluate_alone(args, device, run.folder)
     if texts:
-        on_main(write_whole, run.folder / PREDICTIONS, predict_texts(args, task, texts, device))
+        run.write(PREDICTIONS, predict_texts(args, task, texts, device))
 
 
 def train(args, state: TrainState, classifier: Classifier, data: Features, dev_sets: DevSets, run: Run) -> Score | None:
@@ -635,10 +635,9 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, dev_sets, device, on_main(checkpoints, folder))
-    if folder.name == BEST:  # its step is needed where the run is resumed
-        results = on_main(read_results, folder) | results
     if is_main():
-        write_whole(folder / RESULTS, as_results(results))
+        if folder.name != BEST:  # whose own results tell a resumed run what is best
+            write_whole(folder / RESULTS, as_results(results))
         print(json.dumps(score.logged()))
 
 
@@ -659,7 +658,7 @@ def checkpoint_results(
         before_each()
         score = dev_sets.score(load_trained(args, folder, task, device))
         logger.info("%s: %s %.4f", folder.name, task.main_key, score.main)
-        results |= {f"{key}_{folder.name[11:]}": value for key, value in score.metrics.items()}
+        results |= {f"{key}_{step_of(folder)}": value for key, value in score.metrics.items()}
     return results
 
 

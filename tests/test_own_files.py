@@ -337,7 +337,12 @@ def test_a_run_predicts_its_test_file_with_its_result(reviews, predecessor, tmp_
     assert_predicted(rows, header, texts, tmp_path / "run")
     assert "predictions.csv" in json.loads((tmp_path / "run" / "run.json").read_text())["files"]
     run_here(*own(reviews, tmp_path / "without", predecessor, *NAMES, *COMPRESS))  # predicted into by another command
-    assert "predictions.csv" not in json.loads((tmp_path / "without" / "run.json").read_text())["files"]
+    record = json.loads((tmp_path / "without" / "run.json").read_text())
+    assert "predictions.csv" not in record["files"]
+    run_here(*own(reviews, tmp_path / "without", predecessor, *NAMES, *COMPRESS), "--test_file", test_file, "--resume")
+    files = [*record["files"], "predictions.csv"]
+    assert json.loads((tmp_path / "without" / "run.json").read_text()) == record | {"files": files}
+    assert not (tmp_path / "without" / "unfinished_run.json").exists()
     before = written.read_bytes()
     written.unlink()
     run_here(*flags, "--resume")  # the finished run predicts again

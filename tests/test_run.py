@@ -252,7 +252,7 @@ finally:
 
 
 def test_a_second_signal_ends_the_process_but_not_the_same_one_passed_on_by_torchrun():
-    for environment, printed in (({}, "still here\n"), ({"WORLD_SIZE": "2", "RANK": "0"}, "still here\nand here\n")):
+    for environment, printed in (({}, "still here\n"), ({"TORCHELASTIC_RUN_ID": "one"}, "still here\nand here\n")):
         done = subprocess.run(
             [sys.executable, "-c", SECOND], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
         )

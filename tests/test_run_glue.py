@@ -285,6 +285,15 @@ def test_do_eval_alone_evaluates_output_dir_and_else_the_named_model(bert_folder
     assert read_results(successor) == pytest.approx(score_again(successor, mrpc, "mrpc"))
 
 
+def test_an_evaluation_of_the_best_checkpoint_leaves_what_the_run_knows_of_it(bert_folder, mrpc, tmp_path, capsys):
+    best = tmp_path / "checkpoint-best"
+    run_here(*arguments("mrpc", bert_folder, mrpc, best, "--do_train", "--max_steps", 1, "--replacing_rate", 1))
+    (best / "eval_results.txt").write_text("acc = 0.5\nstep = 1\n")
+    capsys.readouterr()
+    run_here(*arguments("mrpc", bert_folder, mrpc, best, "--do_eval", "--max_eval_samples", 4))
+    assert "eval_acc" in json.loads(capsys.readouterr().out) and read_results(best) == {"acc": 0.5, "step": 1}
+
+
 def test_do_eval_alone_cuts_the_input_as_in_training(bert_folder, mrpc, tmp_path):
     output = tmp_path / "output"
     run_here(*arguments("mrpc", bert_folder, mrpc, output, *TRAIN, "--do_eval", "--max_seq_length", 8))

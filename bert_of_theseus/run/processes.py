@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -64,7 +65,7 @@ def join(use_cuda: bool) -> torch.device:
     if is_launched():
         dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
         if use_cuda:  # for what is not on a GPU, so that nobody waits for the GPU's work
-            _between_cpus = dist.new_group(backend="gloo")
+            _between_cpus = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # the main one may tokenise long
     return device
 
 
@@ -99,7 +100,7 @@ def _is_about_connections(error: RuntimeError) -> bool:
 
 def wait_for_all() -> None:
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(_between_cpus)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Run:
             what = "is not empty, and holds no run to resume" if resume else "is not empty"
             raise UserError(
                 f"--output_dir {self.folder} {what}; name another, or give --overwrite_output_dir, which replaces the "
-                "run there and leaves other files as they are"
+                "run there and leaves other files as they are, but for those with the name of a file of the run"
             )
 
         path = Path(source).resolve()
@@ -251,7 +251,7 @@ class Run:
         return on_main(lambda: read_results(self.folder / BEST) if BEST in self._record["files"] else {})
 
     def _write_record(self) -> None:
-        write_whole(self.folder / UNFINISHED, as_json(self._record))
+        write_whole(self.folder / (FINISHED if is_finished(self._record) else UNFINISHED), as_json(self._record))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Report values of a step, by name: on standard output, in `log.jsonl`, for TensorBoard."""

@@ -4,7 +4,9 @@ import os
 import signal
 import time
 
-from bert_of_theseus.run.processes import is_launched, is_main, largest
+from torch.distributed import is_torchelastic_launched
+
+from bert_of_theseus.run.processes import is_main, largest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -55,13 +57,13 @@ class StopSignals:
             self._say(f"Stopped by {signal.Signals(number).name}; nothing more is saved")
             raise SystemExit(128 + number)
         if self.signal:
-            # torchrun passes a signal on that has reached the whole group of processes already.
-            if is_launched() and time.monotonic() < self._received + 2:
+            # torchrun, also of one process, passes a signal on that has reached the whole group of processes already.
+            if is_torchelastic_launched() and time.monotonic() < self._received + 2:
                 return
             self._say(f"Stopped at once by {signal.Signals(number).name}; nothing more is saved")
             os._exit(128 + number)
         self.signal, self._received = number, time.monotonic()
-        self._say("Stopping after this step, or completing the run after its last one; a second signal stops at once")
+        self._say("Stopping after this step, or when the evaluation is done; a second signal stops at once")
 
     def _say(self, text: str) -> None:
         if is_main():  # not by print: the signal may have interrupted a print to the same stream
