@@ -219,6 +219,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         add_flags(parser.add_argument_group(title).add_argument)
     args = parser.parse_args(argv)
     check_args(parser, args)
+    fill_in(args)
     return args
 
 
@@ -242,10 +243,6 @@ def check_args(parser: OneLineParser, args) -> None:
                 parser.error(f"{flag} is for compression: give --replacing_rate too")
     elif not 0 < args.replacing_rate <= 1:
         parser.error(f"--replacing_rate is a probability in (0, 1], not {args.replacing_rate}")
-    if args.do_train:  # else it depends on the model that is evaluated
-        args.max_seq_length = input_length(args.max_seq_length)
-    if args.scheduler_linear_k is None and args.scheduler_type != "linear":
-        args.scheduler_linear_k = 0.0
     if args.seed >= 2**32:
         parser.error(f"--seed {args.seed} is not below 2**32")
     if args.fp16 and args.bf16:
@@ -271,6 +268,14 @@ def check_data_args(parser: OneLineParser, args) -> None:
     for flag in ("task_name", "data_dir"):
         if getattr(args, flag) is None:
             parser.error(f"--{flag} is missing")
+
+
+def fill_in(args) -> None:
+    """Set what was not given and follows from other arguments; what follows from the data, `main` sets."""
+    if args.do_train:  # else it depends on the model that is evaluated
+        args.max_seq_length = input_length(args.max_seq_length)
+    if args.scheduler_linear_k is None and args.scheduler_type != "linear":
+        args.scheduler_linear_k = 0.0
 
 
 def warn_about(args) -> None:
@@ -338,7 +343,8 @@ def main(args, variant: Callable | None = None) -> None:
             variant(args, state)
         if rank():  # each process has dropout of its own
             torch.manual_seed(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0].item())
-        announce_training(args, state, run, steps_an_epoch)  # refuses what does not fit on the disk
+        announce_training(args, state, run, steps_an_epoch)
+        check_disk(args, state, run)
         saved = run.begin(record)  # from here on the run writes
         if saved:
             if args.finetune_whole_successor and saved["state"]["step"] > steps_with_predecessor(state):
@@ -813,7 +819,7 @@ def announce_model(args, classifier: Classifier, data: Data) -> None:
 
 
 def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) -> None:
-    """Say what the training will take; UserError where the disk cannot hold its checkpoints."""
+    """Say what the training will take."""
     n_steps, device = state.n_steps, state.device
     if state.layers:
         say("Successor", f"{len(state.layers.successor)} layers, {exported_parameters(state):,} parameters")
@@ -842,18 +848,25 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         say("Resume", f"from {folder}" if folder else "from the beginning: nothing is saved")
     if args.do_eval or args.evaluate_during_training:
         say("Evaluation", passes_over_dev(args, state))
-    n_saves = state.n_steps // args.save_steps if args.save_steps else 0
-    n_trained = sum(p.numel() for p in state.trained().values())
-    if args.finetune_whole_successor:
-        n_trained = exported_parameters(state)
-    of_state = 3 * 4 * n_trained  # weights, and Adam's two moments
-    say("Disk", run.check_disk(n_saves, args.evaluate_during_training, 4 * exported_parameters(state), of_state))
+
+
+def count_saves(args, state: TrainState) -> int:
+    """How often a `checkpoint-N` is saved in the whole training."""
+    return state.n_steps // args.save_steps if args.save_steps else 0
+
+
+def check_disk(args, state: TrainState, run: Run) -> None:
+    """Say what the run's checkpoints take; UserError where the disk cannot hold them."""
+    n_exported, n_trained = exported_parameters(state), sum(p.numel() for p in state.trained().values())
+    of_state = 3 * 4 * (n_exported if args.finetune_whole_successor else n_trained)  # weights, and Adam's two moments
+    n_saves, saves_best = count_saves(args, state), args.evaluate_during_training
+    say("Disk", run.check_disk(n_saves, saves_best, 4 * n_exported, of_state))
 
 
 def passes_over_dev(args, state: TrainState) -> str:
     """How often a model is evaluated on the dev sets, the predecessor's evaluation counted."""
     during = -(-state.n_steps // args.logging_steps) if args.logging_steps else 1
-    of_checkpoints = state.n_steps // args.save_steps if args.save_steps and args.eval_all_checkpoints else 0
+    of_checkpoints = count_saves(args, state) if args.eval_all_checkpoints else 0
     of_checkpoints = min(of_checkpoints, args.save_total_limit or of_checkpoints)
     passes = (during if args.evaluate_during_training else 1) + bool(state.layers) + of_checkpoints
     return f"{passes:,} pass{'es' * (passes > 1)} over the dev rows"
