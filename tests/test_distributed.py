@@ -164,6 +164,9 @@ def test_processes_stop_after_the_same_step_and_are_resumed_together(
         )[1]
     )
     assert 10 <= step < 120 and 'run_glue.py", line' not in err
+    (state,) = output.glob("checkpoint-*-stopped/training_state.pt")
+    ours, others = (of["random"] for of in torch.load(state, weights_only=True)["processes"])
+    assert not torch.equal(ours, others)  # each process has dropout of its own
 
     process = start(TWO_PROCESSES, *args, "--resume")
     second_part, err = finish(process)

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import compare
 import numpy as np
@@ -510,6 +511,14 @@ def test_early_stopping_counts_from_the_step_at_rate_1_and_gives_the_best_model(
     for name in ("model.safetensors", "config.json", "README.md"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "out" / "checkpoint-best" / name).read_bytes()
     assert "| saved after | 5 optimiser steps |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("best_step", "n_replacing", "stops"), [(20, 12, 30), (5, 12, 20), (5, 0, 15)])
+def test_early_stopping_counts_from_the_best_step_or_the_one_at_rate_1(best_step, n_replacing, stops):
+    args = SimpleNamespace(early_stopping_patience=2, logging_steps=5)
+    run = SimpleNamespace(best_results=lambda: {"step": best_step}, folder="out")
+    stalled = [s for s in range(1, 60) if run_glue.has_stalled(args, SimpleNamespace(step=s), run, n_replacing)]
+    assert stalled[0] == stops
 
 
 def test_a_resumed_run_stops_early_where_one_without_a_stop_does(reviews, predecessor, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from grid.cells import COMPARED, VARIANTS, Cell, read_results
 from grid.commands import Commands
 from grid.data import hold_out, longest_containing
 from grid.runner import Runner
-from grid.scoring import replace_one_module, score_on
+from grid.scoring import replace_one_module
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import run_glue
 from bert_of_theseus import compress, export_successor
+from bert_of_theseus.classifier import load_classifier
 from glue_processors import TASKS, read_dev_sets, read_examples
 
 ROOT = Path(__file__).parents[1]
@@ -123,8 +126,18 @@ def test_of_two_dev_sets_the_mean_is_noted_and_the_held_out_rows_are_one(tmp_pat
     assert [path.name for path in commands.data["MNLI"].held_out_folder.iterdir()] == ["dev_matched.tsv"]
     cell = commands.plan.first("MNLI", "predecessor", "1e-3")
     model = save_bert(commands.runs_folder(cell), num_labels=3, max_position_embeddings=128)
-    scores = score_on(commands.data["MNLI"].held_out(), TASKS["mnli"], model)
-    assert scores.keys() == {"last"} and scores["last"].keys() == {"acc"}
+    shutil.copytree(model, tmp_path / "copy")
+    best = shutil.copytree(tmp_path / "copy", model / "checkpoint-best")
+    weights = load_file(best / "model.safetensors")
+    save_file(
+        {n: -w if "classifier" in n else w for n, w in weights.items()}, best / "model.safetensors", {"format": "pt"}
+    )
+    scores = Runner(commands).score_held_out(cell)
+    examples = read_examples(TASKS["mnli"], args.output_dir / "held_out" / "MNLI", "dev")
+    for which, path in (("last", model), ("best", best)):
+        logits = load_classifier(str(path), TASKS["mnli"].labels).predict_examples(examples, 128, 300)
+        assert scores[which] == {"acc": (logits.argmax(1) == examples.labels).mean()}
+    assert scores.keys() == {"last", "best"} and scores["last"] != scores["best"]
 
 
 def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):

@@ -113,7 +113,13 @@ only_linear = pytest.mark.parametrize("uninterrupted", ["linear"], indirect=True
 # ------------------------------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 7, 13, 14])
+# The run "whole" changes what is trained after step 9.
+STOPS = [("linear", step) for step in (1, 4, 5, 7, 13, 14)] + [("whole", step) for step in (1, 9, 10, 14)]
+
+
+@pytest.mark.parametrize(
+    ("uninterrupted", "step"), [*STOPS, ("constant", 7), ("fine-tuning", 7)], indirect=["uninterrupted"]
+)
 def test_a_run_that_was_stopped_is_resumed_as_if_nothing_had_happened(
     bert_folder, mrpc, uninterrupted, tmp_path, monkeypatch, step
 ):
@@ -171,6 +177,33 @@ def test_a_stop_between_the_evaluations_of_checkpoints_is_heard(
     assert {"acc_5", "acc_10"} <= read_results(tmp_path / "o").keys()
 
 
+def test_a_run_that_is_evaluated_once_logs_that_once_though_it_is_stopped_after_it(
+    bert_folder, mrpc, tmp_path, monkeypatch
+):
+    steps = "--do_train --do_eval --eval_all_checkpoints --max_steps 2 --save_steps 1 --resume".split()
+    args = arguments("mrpc", bert_folder, mrpc, tmp_path / "o", *steps, *LINEAR.split())
+    true_load = run_glue.load_classifier
+
+    def load_and_stop(source, *more, **options):
+        if str(source).endswith("checkpoint-1"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_load(source, *more, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run_glue, "load_classifier", load_and_stop)
+        run_here(*args)
+    run_here(*args)
+    lines = [json.loads(line) for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_acc" in line] == [2]
+
+
+@only_linear
+def test_a_card_tells_the_score_of_its_own_step(uninterrupted):
+    output, _ = uninterrupted  # evaluated every 4 steps, saved every 5
+    assert "not evaluated at this step" in (output / "checkpoint-5" / "README.md").read_text()
+    assert "not evaluated at this step" not in (output / "checkpoint-best" / "README.md").read_text()
+
+
 @only_linear
 def test_without_a_state_a_run_is_resumed_from_the_beginning(bert_folder, mrpc, uninterrupted, tmp_path, monkeypatch):
     expected, flags = uninterrupted
@@ -221,12 +254,6 @@ def test_on_a_gpu_a_deterministic_run_is_resumed_to_the_same_weights(
         torch.use_deterministic_algorithms(False)
     assert_same_run(outputs["again"], outputs["whole"])
     assert_same_run(outputs["stopped"], outputs["whole"])
-
-
-def test_on_a_cpu_runs_are_deterministic_with_and_without_the_flag(bert_folder, mrpc, tmp_path):
-    for name, more in (("a", []), ("b", ["--deterministic"])):
-        run_here(*command(bert_folder, mrpc, tmp_path / name, *LINEAR.split(), *more))
-    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------- refusals

@@ -395,6 +395,16 @@ def left_alone(run: Run) -> None:
     run.__exit__(None, None, None)
 
 
+def test_a_run_under_other_versions_is_resumed_with_one_warning(tmp_path, caplog):
+    left_alone(started(tmp_path / "run"))
+    with Run(tmp_path / "run") as run:
+        run.find(True, False, "a/model")
+        changes = {"versions": {"torch": "2.14.0"}, "git_commit": "def", "device": "x86_64, 4 threads"}
+        run.check(copy.deepcopy(RECORD) | changes)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "2.13.0" in warning and "2.14.0" in warning and "def" in warning and "4 threads" in warning
+
+
 def test_a_run_is_started_and_finished(tmp_path):
     folder = tmp_path / "run"
     run = started(folder)

@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,8 +323,8 @@ def test_max_steps_runs_exactly_so_many_and_an_epochs_leftover_micro_batches_are
 def test_the_same_command_gives_the_same_weights(bert_folder, mrpc, tmp_path):
     flags = ["--do_train", "--max_steps", "4", "--replacing_rate", "0.5", "--save_steps", "0"]
     weights = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / name, *flags, "--seed", seed))
+    for name, seed, more in (("a", 1, []), ("b", 1, ["--deterministic"]), ("c", 2, [])):  # which is for GPUs
+        run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / name, *flags, "--seed", seed, *more))
         weights.append(load_file(tmp_path / name / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
@@ -398,6 +400,52 @@ def test_a_flag_changes_what_is_trained(bert_folder, mrpc, tmp_path, flags):
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
+def test_the_seed_decides_data_order_dropout_and_draws(bert_folder, mrpc, tmp_path, monkeypatch):
+    found = {}
+
+    def spy(name: str, function):
+        def called(*args, **kwargs):
+            found[name] = args
+            return function(*args, **kwargs)
+
+        return called
+
+    for module, name in ((run_glue, "train_batches"), (run_glue.transformers, "set_seed"), (run_glue, "compress")):
+        monkeypatch.setattr(module, name, spy(name, getattr(module, name)))
+    flags = ["--do_train", "--max_steps", 1, "--replacing_rate", 0.5, "--seed", 7]
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "o", *flags))
+    assert {name: args[-1] for name, args in found.items()} == {"train_batches": 7, "set_seed": 7, "compress": 7}
+
+
+def test_flags_that_change_no_weight_have_their_effect(bert_folder, mrpc, tmp_path, monkeypatch):
+    data = shutil.copytree(mrpc, tmp_path / "MRPC")
+    command = arguments("mrpc", bert_folder, data, tmp_path / "o", "--do_train", "--replacing_rate", 1)
+    args = run_glue.parse_args([*command, "--gradient_checkpointing"])
+    model = AutoModelForSequenceClassification.from_pretrained(bert_folder)
+    run_glue.new_state(args, model, 4)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    args = run_glue.parse_args([*command, "--metric_for_best_model", "acc"])
+    assert run_glue.read_data(args).task.main_key == "acc"
+
+    evaluate = arguments("mrpc", bert_folder, data, tmp_path / "e", "--do_eval")
+    written = []
+    for more in ([], [], ["--overwrite_cache"]):
+        run_here(*evaluate, *more)
+        written.append(max(path.stat().st_mtime_ns for path in data.glob("cached_*")))
+    assert written[0] == written[1] < written[2]
+
+    def dropout(*_) -> None:
+        torch.manual_seed(0)
+        masks.append(torch.nn.functional.dropout(torch.ones(64), 0.5))
+
+    masks = []
+    monkeypatch.setattr(run_glue, "main", dropout)
+    for more in ([], ["--no_fast_kernels"]):
+        run_here(*command, *more)
+    dropout()
+    assert torch.equal(masks[1], masks[2]) and not torch.equal(masks[0], masks[2])
+
+
 def test_training_counts_labels_as_the_model_does(capsys, tmp_path):
     names = ["neutral", "contradiction", "entailment"]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
@@ -456,6 +504,15 @@ def test_all_gpus_of_a_machine_are_used_and_no_process_that_was_started_so_start
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert launch_command(3)[-1] == "--nproc_per_node=3"
     assert not launch_command(1)
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
+    monkeypatch.setattr(run_glue, "run_command", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["run_glue.py", "--do_eval"])
+    run_glue.start(SimpleNamespace(no_cuda=True))
+    assert not started
+    run_glue.start(SimpleNamespace(no_cuda=False))
+    assert started == [[sys.executable, *launch_command(3), "run_glue.py", "--do_eval"]]
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert not launch_command(3)
 

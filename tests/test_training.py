@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -53,6 +54,11 @@ def test_every_epoch_has_another_order_that_follows_from_the_seed():
     assert not {tuple(order) for order in epochs(2)} & {tuple(first), tuple(second)}
 
 
+def test_left_over_micro_batches_of_an_epoch_make_no_step():
+    steps = itertools.islice(train_batches(20, 6, 3, 1), 3)  # four micro-batches an epoch
+    assert [(epoch, len(micro_batches)) for epoch, micro_batches in steps] == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_an_undrawn_layer_moves_on_its_momentum_once_it_was_drawn_and_not_before(bert_folder):
     state = make_state(bert_folder)
     draws = iter([[False, False], [True, False], [False, True], [False, False]])
@@ -88,6 +94,17 @@ def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(bert_folder,
         weights.append([p.detach() for p in state.model.parameters()])
     for whole, accumulated in zip(*weights, strict=True):
         torch.testing.assert_close(whole, accumulated, atol=1e-6, rtol=0)
+
+
+def test_gradients_in_float16_are_clipped_by_their_own_size(bert_folder):
+    weights = []
+    for fp16 in (False, True):
+        state = make_state(bert_folder, sgd=0.1, fp16=fp16, **NO_DROPOUT)
+        state.layers.draw_replacements = lambda: [True, True]
+        train_step(state, [[(BATCH, 1.0)]], max_grad_norm=1e-2)
+        weights.append([p.detach() for p in state.layers.successor.parameters()])
+    for plain, scaled in zip(*weights, strict=True):
+        torch.testing.assert_close(scaled, plain, atol=1e-7, rtol=0)
 
 
 def test_each_micro_batch_has_a_draw_of_its_own(bert_folder):
