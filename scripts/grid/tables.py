@@ -24,6 +24,7 @@ from grid.averages import (
 )
 from grid.cells import (
     CUT,
+    FIRST_SEED_ONLY,
     TITLES,
     VARIANTS,
     Results,
@@ -74,10 +75,10 @@ def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str]
 
 def differences(results: Results) -> str:
     """What Theseus is ahead of each cut baseline, and its schedules of each other; over the seeds that both have."""
-    compared = entries(results)
+    compared = [entry for entry in entries(results) if entry.method != FIRST_SEED_ONLY]
     replacing = [entry for entry in compared if entry.method not in CUT]
     pairs = [(ours, other) for ours in replacing for other in compared if other.method in CUT]
-    pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
+    pairs += [(a, b) for i, b in enumerate(replacing) for a in replacing[i + 1 :] if a.method != b.method]
     rows = [["held-out rows", *and_mean(results.tasks())]]
     for ours, other in pairs:
         rows.append([f"{ours.title} minus {other.title}", *by_column(ours.runs, other.runs, ON_HELD_OUT)])
