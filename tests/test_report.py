@@ -311,8 +311,10 @@ def test_a_new_document_has_every_table_and_is_the_same_when_filled_again(folder
     inner.write_text("<!-- more/held-out -->\n<!-- /more/held-out -->\n")
     with pytest.raises(UserError, match="more: there is no run"):
         documents.fill_in(inner, folder)
-    with pytest.raises(UserError, match="there is no run"):  # of several grids below it
-        documents.fill_in(tmp_path / "all.md", folder.parent)
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "one").symlink_to(folder)
+    with pytest.raises(UserError, match="there is no run"):
+        documents.fill_in(tmp_path / "all.md", tmp_path / "grids")
 
 
 def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path):

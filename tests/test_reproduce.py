@@ -169,9 +169,7 @@ def test_the_search_goes_on_until_the_best_rate_lies_between_others(made):
     assert variants == {(method, "4e-3", 0.25) for method in VARIANTS}
     best = grid.plan.best("STS-B", "constant")
     others = [cell for cell in last["variants, seed 2"] if cell.method not in VARIANTS]
-    assert [(c.learning_rate, c.share, c.rate) for c in others if c.method == "one-module"] == [
-        ("1e-3", 1.0, best.rate)
-    ]
+    assert [(c.learning_rate, c.share, c.rate) for c in others if c.method == "one-module"] == [("1e-3", 1.0, 0.5)]
     again = [method for method in COMPARED if method != "pretrained-layers"]  # which only the first seed has
     depths = [(cell.method, cell.learning_rate, cell.n_layer) for cell in others if cell.n_layer]
     assert depths == [(method, "5e-4", 1) for method in again]

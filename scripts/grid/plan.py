@@ -165,7 +165,7 @@ class Plan:
         methods, cells = self.methods, []
         for task in self.variant_tasks:
             cells += [self.best(task, "linear")._replace(method=method) for method in VARIANTS if method in methods]
-            cells += [never_alone(self.best(task, "constant"))] if "one-module" in methods else []
+            cells += [never_alone(self.best(task, "constant", as_first=True))] if "one-module" in methods else []
         cells += [self.best_changed(cell) for cell in self.changed()]
         for name, at in (("constant-rates", at_rate), ("equivalent-rates", at_equivalent_rate)):
             if name in methods:
