@@ -285,15 +285,12 @@ def main(args: argparse.Namespace) -> None:
     with one_line_errors("predict_glue.py", ModelError, DataError), enough_memory(), fast_kernels():
         if args.check:
             report(args.check)
-            return
-        if args.test_file:
+        elif args.test_file:
             predict_file(args)
-            return
-        check_output_dir(args.output_dir)
-        if args.runs_dir:
-            predict_all(args)
         else:
-            predict_one(args)
+            check_output_dir(args.output_dir)
+            predict = predict_all if args.runs_dir else predict_one
+            predict(args)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def prepare(args: argparse.Namespace) -> Commands:
         of.prepare(args.glue_dir)
     names = "tasks seeds methods search learning_rates variant_tasks rate_task depths lengths"
     settings = {name: getattr(args, name) for name in names.split()}
-    held_out_sha256 = {task: of.held_out().sha256 for task, of in data.items()}
+    held_out_sha256 = {task: of.held_out.sha256 for task, of in data.items()}
     return Commands(args, Plan(args.output_dir / "results", held_out_sha256=held_out_sha256, **settings), data)
 
 

@@ -109,7 +109,7 @@ def test_what_the_same_answer_for_all_rows_scores_is_noted(tmp_path):
     write_glue(tmp_path / "MRPC", "mrpc", n_train=640, n_dev=8)
     args = reproduce.parse_args(flags(tmp_path, "--tasks", "MRPC", "--depths", ""))
     commands = reproduce.prepare(args)
-    held_out = commands.data["MRPC"].held_out().labels.mean()
+    held_out = commands.data["MRPC"].held_out.labels.mean()
     expected = max((held_out + 2 * held_out / (1 + held_out)) / 2, (1 - held_out) / 2)  # of accuracy and F1
     noted = read_results(args.output_dir / "results").constant_answers["MRPC"]
     assert noted == pytest.approx({"dev": (0.5 + 2 / 3) / 2, "held-out": expected})

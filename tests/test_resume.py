@@ -98,6 +98,21 @@ def stopped_run(step: int, monkeypatch, *args: object, number: int = signal.SIGT
     assert end.value.code == 128 + number
 
 
+def run_stopped_at(checkpoint: str, monkeypatch, *args: object) -> None:
+    """A run that gets a signal while a checkpoint is loaded to be evaluated."""
+    true_load = run_glue.load_classifier
+
+    def load_and_stop(source, *more, **options):
+        if str(source).endswith(checkpoint):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true_load(source, *more, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(run_glue, "load_classifier", load_and_stop)
+        run_here(*args)
+    assert end.value.code == 128 + signal.SIGTERM
+
+
 @pytest.fixture(scope="module", params=SCHEDULES)
 def uninterrupted(request, bert_folder, mrpc, tmp_path_factory) -> tuple[Path, list[str]]:
     """A run with each schedule, and its flags."""
@@ -161,17 +176,8 @@ def test_a_stop_between_the_evaluations_of_checkpoints_is_heard(
 ):
     expected, flags = uninterrupted
     args = command(bert_folder, mrpc, tmp_path / "o", *flags, "--resume", "--eval_all_checkpoints")
-    true_load = run_glue.load_classifier
-
-    def load_and_stop(source, *more, **options):
-        if str(source).endswith("checkpoint-5"):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true_load(source, *more, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(run_glue, "load_classifier", load_and_stop)
-        run_here(*args)
-    assert end.value.code == 128 + signal.SIGTERM and not (tmp_path / "o" / "run.json").exists()
+    run_stopped_at("checkpoint-5", monkeypatch, *args)
+    assert not (tmp_path / "o" / "run.json").exists()
     run_here(*args)
     assert (tmp_path / "o/log.jsonl").read_bytes() == (expected / "log.jsonl").read_bytes()
     assert {"acc_5", "acc_10"} <= read_results(tmp_path / "o").keys()
@@ -182,16 +188,7 @@ def test_a_run_that_is_evaluated_once_logs_that_once_though_it_is_stopped_after_
 ):
     steps = "--do_train --do_eval --eval_all_checkpoints --max_steps 2 --save_steps 1 --resume".split()
     args = arguments("mrpc", bert_folder, mrpc, tmp_path / "o", *steps, *LINEAR.split())
-    true_load = run_glue.load_classifier
-
-    def load_and_stop(source, *more, **options):
-        if str(source).endswith("checkpoint-1"):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true_load(source, *more, **options)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(run_glue, "load_classifier", load_and_stop)
-        run_here(*args)
+    run_stopped_at("checkpoint-1", monkeypatch, *args)
     run_here(*args)
     lines = [json.loads(line) for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval_acc" in line] == [2]

@@ -71,8 +71,8 @@ def join(use_cuda: bool) -> torch.device:
 
 def leave() -> None:
     """Wait for the other processes, and part from them. If one ends earlier, torchrun ends all."""
+    wait_for_all()
     if dist.is_initialized():
-        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ class TaskData:
         Of several dev sets that is the mean, as of runs.
         """
         hold_out(self.task, glue_dir / self.task.folder, self.folder, self.held_out_folder)
-        sets = {"dev": [*read_dev_sets(self.task, self.folder).values()], "held-out": [self.held_out()]}
+        sets = {"dev": [*read_dev_sets(self.task, self.folder).values()], "held-out": [self.held_out]}
         scores = {name: np.mean([chance_score(self.task, one.labels) for one in of]) for name, of in sets.items()}
         self.constant_answer.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.constant_answer, json.dumps(scores, indent=2) + "\n")
@@ -85,5 +86,6 @@ class TaskData:
         """Rows to train on."""
         return len(read_examples(self.task, self.folder, "train").first)
 
+    @cached_property
     def held_out(self) -> Examples:
         return read_examples(self.task, self.held_out_folder, "dev")

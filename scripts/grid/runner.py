@@ -139,7 +139,7 @@ class Runner:
         if cell.method == "one-module":
             predecessor = commands.runs_folder(commands.plan.predecessor(cell.task, cell.seed))
         data = commands.data[cell.task]
-        return score_on(data.held_out(), data.task, commands.runs_folder(cell), predecessor)
+        return score_on(data.held_out, data.task, commands.runs_folder(cell), predecessor)
 
     def remove_weights(self, cell: Cell) -> None:
         if cell.method != "predecessor" and not self.commands.args.keep_weights:
