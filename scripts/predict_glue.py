@@ -62,8 +62,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output_dir", type=Path, help="where the predictions go")
     add(
         "--checkpoint",
-        choices=["best", "last"],
-        help="all tasks: predict with a run's checkpoint-best, if it has one, or with its last step (default: best)",
+        choices=["last", "best"],
+        help="all tasks: predict with the model in a run's folder, or with its checkpoint-best, if it has one "
+        "(default: last)",
     )
     add("--fill_missing", action="store_true", help="all tasks: give a task without a run one label in every row")
     add("--check", type=Path, metavar="ZIP", help="only check a submission: would the leaderboard take it?")
@@ -183,8 +184,8 @@ def find_runs(runs_dir: Path, checkpoint: str | None) -> dict[str, Path]:
         name = task.predicted_by or task.name
         if name in runs:
             raise UserError(f"{runs_dir} holds two runs of {name}: {runs[name]} and {folder}; move one away")
-        has_best = checkpoint != "last" and (folder / BEST / "config.json").is_file()
-        runs[name] = folder / BEST if has_best else folder
+        takes_best = checkpoint == "best" and (folder / BEST / "config.json").is_file()
+        runs[name] = folder / BEST if takes_best else folder
     return runs
 
 
