@@ -1,6 +1,10 @@
 """ReplacementCallback: the Trainer of transformers compresses as the project's own loop does."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +139,52 @@ def test_an_evaluation_in_training_is_one_of_the_successor(run):
     assert not any("replacing_rate" in line for line in trainer.state.log_history if "eval_loss" in line)
 
 
+def train_one_of_several(folder: str, n_rows: str) -> None:
+    """What each of the processes of the next test does; the first one saves the weights."""
+    settings = {"gradient_accumulation_steps": 2, "adam_epsilon": 1e-4, "per_device_train_batch_size": int(n_rows)}
+    model, args = predecessor(), arguments(folder, max_steps=20, **settings)
+    trainer = trainer_of(model, args)
+    trainer.model_accepts_loss_kwargs = False
+    trainer.train()
+    if args.should_save:
+        torch.save(trained(model), f"{folder}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_rows(tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    for n_processes, n_rows in (1, 8), (2, 4):
+        torchrun = f"-m torch.distributed.run --standalone --nproc_per_node={n_processes}".split()
+        command = [sys.executable, *torchrun, __file__, str(tmp_path / f"{n_processes}"), str(n_rows)]
+        subprocess.run(command, check=True, env=environment)
+    one, two = (torch.load(tmp_path / f"{n_processes}.pt") for n_processes in (1, 2))
+    *others, anchor = one  # the last parameter of two processes has a gradient from the first step on
+    assert all(torch.allclose(one[name], two[name], rtol=0, atol=2e-4) for name in others)
+    assert torch.allclose(one[anchor], two[anchor], rtol=0, atol=2e-3)
+    untrained = predecessor()
+    compress(untrained)
+    moved = {name: (p - one[name]).abs().max() for name, p in trained(untrained).items()}
+    assert all(by > 5e-3 for name, by in moved.items() if "key.bias" not in name)  # whose gradient is zero in theory
+
+
+def test_load_best_model_at_end_loads_the_successor_of_the_best_evaluation(tmp_path):
+    model, successors = predecessor(), {}
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            successors[state.global_step] = trained(model)
+
+    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+    args = arguments(tmp_path, max_steps=4, learning_rate=3e-2, **every_step)
+    trainer = trainer_of(model, args, eval_dataset=ROWS[:6])
+    trainer.add_callback(Watch())
+    trainer.train()
+    losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
+    best = min(losses, key=losses.get)
+    assert best != 4  # else the last step would do
+    assert all(torch.equal(p, successors[best][name]) for name, p in trained(model).items())
+
+
 def test_after_training_the_callback_leaves_the_model_without_its_hook(run):
     trainer, _ = run
     layers = trainer.callback_handler.callbacks[1].scheduler.layers
@@ -233,3 +283,7 @@ def test_layers_of_another_model_are_refused(tmp_path):
     trainer = trainer_of(model, arguments(tmp_path), lambda _: linear(predecessor()))
     with pytest.raises(ValueError, match="not in the Trainer's model"):
         trainer.train()
+
+
+if __name__ == "__main__":
+    train_one_of_several(*sys.argv[1:])

@@ -63,9 +63,13 @@ def join(use_cuda: bool) -> torch.device:
             )
         torch.cuda.set_device(device)
     if is_launched():
-        dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
-        if use_cuda:  # for what is not on a GPU, so that nobody waits for the GPU's work
-            _between_cpus = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # the main one may tokenise long
+        between_cpus = {"backend": "gloo", "timeout": timedelta(days=1)}  # the main process may tokenise for long
+        if use_cuda:
+            dist.init_process_group("nccl", device_id=device)
+            # For what is not on a GPU, so that nobody waits for the GPU's work.
+            _between_cpus = dist.new_group(**between_cpus)
+        else:
+            dist.init_process_group(**between_cpus)
     return device
 
 
