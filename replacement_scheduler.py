@@ -9,25 +9,25 @@ A new schedule is a class with `replacing_rate_at` and, if its words are to be b
 class ReplacementScheduler:
     """Base of the schedulers: counts optimiser steps and sets `replacing_rate_at(steps)`.
 
+    A schedule sets its own attributes first and calls this constructor last, which asks it for the rate at step 0.
+
     Args:
         layers: what has `set_replacing_rate()`, the `TheseusLayers` of the model.
-        replacing_rate: the rate at step 0.
 
     Raises:
-        ValueError: the rate lies outside (0, 1].
+        ValueError: the rate at step 0 lies outside (0, 1].
     """
 
-    def __init__(self, layers, replacing_rate: float):
-        layers.set_replacing_rate(replacing_rate)
+    def __init__(self, layers):
         self.layers = layers
-        self.steps = 0
+        self.load_state_dict({"steps": 0})
 
     def replacing_rate_at(self, steps: int) -> float:
         """The rate in force after `steps` optimiser steps."""
         raise NotImplementedError
 
     def full_replacement_step(self, n_steps: int) -> int | None:
-        """The step, of 1 to `n_steps`, from which on the rate is 1 and the successor trains alone; None: none is."""
+        """The step, of 1 to `n_steps`, from which the successor trains alone, at a rate of 1; None: there is none."""
         steps = n_steps
         while steps and self.replacing_rate_at(steps - 1) == 1:
             steps -= 1
@@ -69,12 +69,12 @@ class ConstantReplacementScheduler(ReplacementScheduler):
     def __init__(self, layers, replacing_rate: float, replacing_steps: int | None = None):
         if replacing_steps is not None and replacing_steps < 0:
             raise ValueError(f"replacing_steps counts optimiser steps; it cannot be {replacing_steps}")
-        super().__init__(layers, replacing_rate)
         self.replacing_rate = replacing_rate
         self.replacing_steps = replacing_steps
+        super().__init__(layers)
 
     def replacing_rate_at(self, steps: int) -> float:
-        # The first step has always run at the constant rate when the count is compared, hence max.
+        # As in the 2020 release, the first step runs at the constant rate even if `replacing_steps` is 0.
         if self.replacing_steps is None or steps < max(self.replacing_steps, 1):
             return self.replacing_rate
         return 1.0
@@ -105,9 +105,10 @@ class LinearReplacementScheduler(ReplacementScheduler):
     def __init__(self, layers, base_replacing_rate: float, k: float):
         if not k >= 0:
             raise ValueError(f"k is what the replacing rate gains a step; it cannot be {k}")
-        super().__init__(layers, base_replacing_rate)
+        layers.set_replacing_rate(base_replacing_rate)  # refuses a `b` above 1, which `replacing_rate_at` would hide
         self.base_replacing_rate = base_replacing_rate
         self.k = k
+        super().__init__(layers)
 
     def replacing_rate_at(self, steps: int) -> float:
         return min(1.0, self.k * steps + self.base_replacing_rate)

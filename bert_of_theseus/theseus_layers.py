@@ -77,7 +77,7 @@ class TheseusLayers(nn.Module):
         self._fixed_draw = None if replaced is None else [bool(r) for r in replaced]
 
     def get_extra_state(self) -> torch.Tensor:
-        """The state of `generator`, (bytes,) uint8: a `state_dict` holds it, so that who loads it goes on drawing."""
+        """The state of `generator`, (bytes,) uint8: a `state_dict` holds it, and loading it continues the draws."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -202,7 +202,7 @@ def compress(model: nn.Module, scc_n_layer: int | None = None, seed: int = 42) -
 
     The model is changed in place; its config stays the predecessor's until `export_successor`, but that
     `use_cache` is off.
-    Embeddings, pooler and head are frozen too, and shared by the successor (section 3.2 of the paper).
+    Embeddings, pooler and head are frozen too, and shared by the successor (section 3.1 of the paper).
 
     Args:
         model: a fine-tuned model of `transformers` with a task head.
@@ -222,7 +222,6 @@ def compress(model: nn.Module, scc_n_layer: int | None = None, seed: int = 42) -
     layers = TheseusLayers(predecessor, scc_n_layer, seed)
     model.requires_grad_(False)
     setattr(owner, attribute, layers.train(predecessor.training))
-    layers.successor.requires_grad_(True)
     layers._hooks = [
         owner.register_forward_pre_hook(_start_walk),
         owner.register_forward_hook(_end_walk, always_call=True),

@@ -1,19 +1,16 @@
-"""One optimiser step of the method, the state that it moves, and the order in which the data come.
+"""One optimiser step of the method, and the state that it moves.
 
 Where it changes results this follows the 2020 release: gradients are zeroed, not removed. The norm that is clipped is
 that of the trained parameters; the release counted the gradients of the frozen ones too.
 """
 
-import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from bert_of_theseus.cpu_kernels import ROWS
-from bert_of_theseus.data_parallel import add_up, add_up_gradients, n_processes, rank
+from bert_of_theseus.data_parallel import add_up, add_up_gradients
 from bert_of_theseus.theseus_layers import TheseusLayers, find_layers
 
 
@@ -21,12 +18,17 @@ class LossError(ValueError):
     """A loss, or a trained weight, that is not a finite number; the message names the step."""
 
 
+def task_loss(model: torch.nn.Module, tensors: dict) -> torch.Tensor:
+    """The mean loss over a batch's rows, as the model itself computes it from their labels: that of the task alone."""
+    return model(**tensors).loss
+
+
 @dataclass
 class TrainState:
     """All that moves in training. Resuming a run is loading it.
 
     Attributes:
-        model: that is trained; its parameters that require gradients are all that changes of it.
+        model: the model; only its parameters that require gradients change.
         layers: the model's `TheseusLayers`; None where it is fine-tuned.
         optimizer: of those parameters.
         lr_schedule, rate_schedule: of the learning rate and of the replacing rate (None where it is fine-tuned).
@@ -35,6 +37,7 @@ class TrainState:
         step: optimiser steps made.
         seconds: that they took.
         losses: sum and number of the steps' losses since the last `take_mean_loss`, this process's share.
+        loss_of: what is minimised, as `loss_of(model, tensors)`: the mean over the rows of a batch.
     """
 
     model: torch.nn.Module
@@ -47,6 +50,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     losses: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    loss_of: Callable[[torch.nn.Module, dict], torch.Tensor] = task_loss
 
     def __post_init__(self):
         self.losses = self.losses.to(self.device)
@@ -63,6 +67,13 @@ class TrainState:
         """The learning rate and the replacing rate in force, under their names in the log."""
         rates = {"learning_rate": self.lr_schedule.get_last_lr()[0]}
         return rates | ({"replacing_rate": self.layers.replacing_rate} if self.layers else {})
+
+    def steps_with_predecessor(self) -> int:
+        """The steps before the replacing rate is 1 and the successor trains alone; all, where it never is."""
+        if self.layers is None:
+            return 0
+        alone_from = self.rate_schedule.full_replacement_step(self.n_steps)
+        return self.n_steps if alone_from is None else alone_from - 1
 
     def take_mean_loss(self) -> float | None:
         """The mean loss since the last call, over all processes; None where no step had a loss. All must call it."""
@@ -159,7 +170,7 @@ def train_step(
             layers.fix_draw(replaced)
         for tensors, share in parts:
             with torch.autocast(state.device.type, autocast_dtype, enabled=autocast_dtype is not None):
-                loss = state.model(**tensors).loss * share
+                loss = state.loss_of(state.model, tensors) * share
             state.scaler.scale(loss / len(micro_batches)).backward()
             total += loss.detach()
     if layers:
@@ -191,6 +202,20 @@ def move_weights(state: TrainState, loss: torch.Tensor | None, max_grad_norm: fl
     state.optimizer.zero_grad(set_to_none=False)
 
 
+def finetune_whole(state: TrainState, new_optimizer: Callable) -> None:
+    """Let embeddings, pooler and head of the successor learn too, in the steps that it makes alone.
+
+    Section 3.1 of the paper freezes them while modules are replaced; section 3.2 then fine-tunes the successor.
+
+    Args:
+        new_optimizer: makes, as `new_optimizer(model, n_steps)`, the optimiser and the schedule of its learning rate.
+    """
+    state.model.requires_grad_(True)
+    state.layers.predecessor.requires_grad_(False)
+    n_steps = state.n_steps - state.steps_with_predecessor()
+    state.optimizer, state.lr_schedule = new_optimizer(state.model, n_steps)
+
+
 def enable_gradient_checkpointing(model: torch.nn.Module) -> None:
     """Compute activations twice instead of keeping them; ValueError where the model cannot."""
     with warnings.catch_warnings():
@@ -208,101 +233,8 @@ def compile_layers(model: torch.nn.Module) -> None:
 
 def optimizer_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """The trained parameters, in AdamW's groups: no weight decay on biases and LayerNorm weights."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decayed = {name for name, p in trained.items() if p.dim() > 1}
+    trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-
-
-# On a CPU a part of a batch has this many tokens at most, so that its activations stay in the caches and memory stays
-# small; and one part more costs as much time as this many tokens do. Measured in docs/performance.md.
-PART_TOKENS = 1024
-PART_OVERHEAD = 64
-
-
-def padded_length(n_rows: int | np.ndarray, longest: int) -> int | np.ndarray:
-    """Tokens that rows are padded to: no fewer than `longest`, and the part's tokens a multiple of `ROWS`."""
-    multiple = ROWS // np.gcd(n_rows, ROWS)
-    return -(-longest // multiple) * multiple
-
-
-def split_by_length(lengths: np.ndarray, max_tokens: int = PART_TOKENS, overhead: int = PART_OVERHEAD) -> list:
-    """Cut a batch into parts of like lengths so that the least time goes into padding and into parts.
-
-    Args:
-        lengths: (rows,) tokens in each row.
-        max_tokens: of a part, padding counted; a longer row makes a part of its own.
-        overhead: what a part costs beside its tokens, counted in tokens.
-
-    Returns:
-        Arrays of indices into `lengths`, each row in one of them; of all cuts of the rows in order of length the
-        one with the least sum of tokens, padding counted (`padded_length`), and overhead.
-    """
-    order = np.argsort(lengths, kind="stable")
-    ordered = lengths[order]
-    least, first = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=np.int64)
-    for end in range(1, len(order) + 1):  # the cheapest cut of the shortest `end` rows
-        n_rows = np.arange(end, 0, -1)  # of a last part that begins at 0, 1, ...
-        tokens = n_rows * padded_length(n_rows, ordered[end - 1])
-        costs = least[:end] + tokens + overhead
-        costs[:-1][tokens[:-1] > max_tokens] = np.inf
-        first[end] = costs.argmin()
-        least[end] = costs.min()
-    parts, end = [], len(order)
-    while end:
-        parts.append(order[first[end] : end])
-        end = first[end]
-    return parts
-
-
-def micro_batch(features, rows: np.ndarray, device: torch.device, **limits) -> list[tuple[dict, float]]:
-    """What this process has to compute of a micro-batch: parts, each with its share of the micro-batch's rows.
-
-    Args:
-        features: the data set, with `lengths`, `longest` and `batch(rows, length)`; labels as the model counts them.
-        rows: numbers of the micro-batch's rows, those of all processes.
-        device: where the tensors go.
-        limits: of the parts, for `split_by_length`.
-
-    Returns:
-        (tensors, share) pairs. The sum of the parts' mean losses, each times its share, over all processes is the
-        micro-batch's mean loss, whatever the number of processes and however few the rows.
-    """
-    lengths = features.lengths[rows]
-    by_length = np.argsort(lengths, kind="stable")
-    mine = by_length[rank() :: n_processes()]  # every process gets as many long rows as short ones
-    n_rows = len(rows)
-    if len(mine) == 0:  # a share of nothing, so that this process, too, has gradients to add up
-        mine, n_rows = by_length[:1], math.inf
-    # A GPU is quicker with one large part: there the time goes into starting kernels.
-    parts = split_by_length(lengths[mine], **limits) if device.type == "cpu" else [np.arange(len(mine))]
-    shares = []
-    for part in parts:
-        longest = int(lengths[mine[part]].max())
-        if device.type == "cpu":  # but not beyond what the model has positions for
-            longest = max(longest, min(padded_length(len(part), longest), features.longest))
-        tensors = features.batch(rows[mine[part]], longest)
-        if device.type == "cuda":  # copied while the GPU works on what came before
-            tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
-        shares.append((tensors, len(part) / n_rows))
-    return shares
-
-
-def train_batches(n_rows: int, batch_size: int, accumulation: int, seed: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """For each optimiser step, for ever: (epoch, list of micro-batches of row numbers, (rows,) int64 each).
-
-    The order of an epoch follows from the seed and the epoch alone. The last micro-batch may be
-    smaller; micro-batches left over at an epoch's end, too few for a step, are dropped.
-    """
-    epoch = 0
-    while True:
-        # Mixed, not added: or epoch 1 of one seed would be epoch 0 of the next.
-        epoch_seed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(epoch_seed[0] >> 1))
-        rows = torch.randperm(n_rows, generator=generator).numpy()
-        rows = [rows[start : start + batch_size] for start in range(0, n_rows, batch_size)]
-        for start in range(0, len(rows) - accumulation + 1, accumulation):
-            yield epoch, rows[start : start + accumulation]
-        epoch += 1

@@ -7,7 +7,7 @@
   distilled            the same with half of the loss from the predecessor's logits (Hinton et al., 2015: T = 2)
   pretrained-layers    as all-trained, with all weights those of --pretrained_model, and a new head
   anti-curriculum      1 minus the rate of the linear schedule (table 6 of the paper): in the end nothing is drawn
-  missing-gradients    gradients removed, not zeroed: the optimiser leaves a layer alone that is not drawn
+  missing-gradients    gradients removed, not zeroed: the optimiser does not move a layer that is not drawn
   every-second-layer   each successor layer starts as the first layer of its module: of 6 as layers 0, 2, 4
 
 The first three need no --replacing_rate. All write what run_glue.py writes, resume as it does, and are compared with
@@ -17,6 +17,7 @@ the predecessor, --model_name_or_path.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,7 +29,7 @@ import run_glue
 from bert_of_theseus import compress, export_successor, load_successor
 from bert_of_theseus.classifier import ModelSource, labels_of, load_classifier
 from bert_of_theseus.run.command_line import OneLineParser, UserError
-from bert_of_theseus.training import TrainState
+from bert_of_theseus.training import TrainState, finetune_whole
 from replacement_scheduler import ConstantReplacementScheduler, LinearReplacementScheduler
 
 
@@ -37,10 +38,6 @@ class AntiCurriculumScheduler(LinearReplacementScheduler):
 
     Where that is 0 it is a rate at which no module is ever drawn, since `TheseusLayers` takes no 0.
     """
-
-    def __init__(self, layers, base_replacing_rate: float, k: float):
-        super().__init__(layers, base_replacing_rate, k)
-        layers.set_replacing_rate(self.replacing_rate_at(0))
 
     def replacing_rate_at(self, steps: int) -> float:
         return max(1 - super().replacing_rate_at(steps), sys.float_info.min)
@@ -55,10 +52,8 @@ class AntiCurriculumScheduler(LinearReplacementScheduler):
 
 def all_trained(args: argparse.Namespace, state: TrainState) -> None:
     """The predecessor's first layers are fine-tuned, with embeddings and head; nothing is replaced."""
-    state.model.requires_grad_(True)
-    state.layers.predecessor.requires_grad_(False)
-    state.optimizer, state.lr_schedule = run_glue.new_optimizer(args, state.model, state.n_steps)
     state.rate_schedule = ConstantReplacementScheduler(state.layers, 1.0)
+    finetune_whole(state, partial(run_glue.new_optimizer, args))
 
 
 TEMPERATURE = 2.0
@@ -71,12 +66,12 @@ def distilled(args: argparse.Namespace, state: TrainState) -> None:
     predecessor = load_classifier(source, labels_of(state.model.config), max_seq_length=args.max_seq_length).model
     predecessor.requires_grad_(False).eval().to(state.device)
 
-    def add_loss(model: torch.nn.Module, inputs: tuple, tensors: dict, output) -> None:
-        if model.training:
-            theirs = predecessor(**{name: tensor for name, tensor in tensors.items() if name != "labels"}).logits
-            output.loss = (output.loss + distillation_loss(output.logits, theirs)) / 2
+    def loss_of(model: torch.nn.Module, tensors: dict) -> torch.Tensor:
+        output = model(**tensors)
+        theirs = predecessor(**{name: tensor for name, tensor in tensors.items() if name != "labels"}).logits
+        return (output.loss + distillation_loss(output.logits, theirs)) / 2
 
-    state.model.register_forward_hook(add_loss, with_kwargs=True)
+    state.loss_of = loss_of
 
 
 def distillation_loss(logits: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

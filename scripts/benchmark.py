@@ -26,6 +26,7 @@ import torch
 from torch.nn.functional import pad
 
 from bert_of_theseus import compress, export_successor, find_layers
+from bert_of_theseus.batches import micro_batch, train_batches
 from bert_of_theseus.classifier import Classifier, ModelError, load_classifier
 from bert_of_theseus.cpu_kernels import fast_kernels
 from bert_of_theseus.data.features import FeaturesCache
@@ -42,7 +43,7 @@ from bert_of_theseus.run.command_line import (
 from bert_of_theseus.run.device import device_name, enough_memory, first_device
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import input_length
-from bert_of_theseus.training import TrainState, micro_batch, optimizer_groups, train_batches, train_step
+from bert_of_theseus.training import TrainState, optimizer_groups, train_step
 from glue_processors import LABELLED, TASKS, labelled_task, read_examples
 from replacement_scheduler import slope_to_1
 from run_glue import refused
