@@ -796,7 +796,7 @@ def check_args(parser: OneLineParser, args) -> None:
     if args.early_stopping_patience and not (args.evaluate_during_training and args.logging_steps):
         parser.error("--early_stopping_patience needs --evaluate_during_training, every --logging_steps above 0")
     if args.replacing_rate is None:
-        of_compression = argparse.ArgumentParser()
+        of_compression = argparse.ArgumentParser(parser.prog)
         flags_of_compression(of_compression.add_argument)
         for name, default in vars(of_compression.parse_args([])).items():
             if getattr(args, name) != default:

@@ -145,5 +145,6 @@ sentence2):
                               --test_file NEW.csv --output_file PREDICTIONS.csv
    data of your own         scripts/quickstart.sh --train_file TRAIN.csv --validation_file DEV.csv
    another task of GLUE     scripts/quickstart.sh --task MRPC
+   the baseline             README.md, \"Compare it with the baseline\": on some tasks it is the better model
    a model of your own      scripts/quickstart.sh --model FOLDER
    all settings             $python run_glue.py --help, and README.md"

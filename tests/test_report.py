@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import report
 from grid import cells, documents, pictures, tables
-from grid.averages import ON_HELD_OUT
+from grid.averages import on_held_out
 from grid.cells import Cell, Results, never_alone
 from test_summarize import cells_of, write_run
 
@@ -127,7 +127,7 @@ def test_the_comparison_has_what_is_kept_of_the_mean_on_the_held_out_rows(folder
 
 
 def test_what_is_kept_is_also_told_above_a_constant_answer(folder, results):
-    constant = {task: {"dev": 0.5, "held-out": floor} for task, floor in zip(TASKS, (0.0, 0.4), strict=True)}
+    constant = dict(zip(TASKS, (0.0, 40.0), strict=True))
     table = tables.TABLES["held-out"](results._replace(constant_answers=constant))
     ours, theirs = of_method(folder, "linear/lr1e-4-by0.5").mean(0), of_method(folder, "predecessor/lr1e-4").mean(0)
     rows = cells_of(table)
@@ -138,32 +138,28 @@ def test_what_is_kept_is_also_told_above_a_constant_answer(folder, results):
     assert "constant" not in tables.TABLES["held-out"](only_one).replace("constant rate", "")
 
 
-def test_where_another_share_is_best_the_one_that_was_tried_first_has_a_row_too(folder, results):
+def test_what_a_search_of_the_share_adds_stands_apart_from_the_comparison(folder, results):
     quarter = {cell: run for cell, run in results.runs.items() if cell.folder.startswith("CoLA/linear/lr1e-4-by0.25")}
     better = {cell: run._replace(scores=run.scores | {"last": 0.9}) for cell, run in quarter.items()}
     better = {cell._replace(seed=seed): run._replace(seed=seed) for cell, run in better.items() for seed in SEEDS}
     tried = results._replace(runs=results.runs | better)
     first = of_method(folder, "linear/lr1e-4-by0.5")
-    rows = cells_of(tables.TABLES["held-out"](tried))
-    assert rows["Theseus (linear)"][:2] == ["90.0 ± 0.0", shown(first[1])]
-    title = "Theseus (linear), from 0.3, 1 after 0.5"
-    assert rows[title][:3] == [*map(shown, first), shown(first.mean(0))]
-    differences = cells_of(tables.TABLES["differences"](tried))
-    assert differences[f"{title} minus cut predecessor"] and f"{title} minus Theseus (linear)" not in differences
-    of_one_seed = {cell: run for cell, run in better.items() if cell.seed == 42}
-    assert title not in tables.TABLES["held-out"](results._replace(runs=results.runs | of_one_seed))
+    assert tables.comparison(tried) == tables.comparison(results) and not tables.more_search(results)
+    rows = cells_of(tables.more_search(tried))
+    assert [*rows][2:] == ["Theseus (linear)"]
+    by_task = with_error(90 - first[0]), "+0.0 ± 0.0", with_error((90 - first[0]) / 2)
+    assert rows["Theseus (linear)"] == [*by_task]
 
 
 def test_the_paper_s_protocol_is_the_best_step_on_the_dev_set_and_the_median(folder, results):
     best = of_method(folder, "linear/lr1e-4-by0.5", "best")
     theirs = of_method(folder, "predecessor/lr1e-4", "last")  # which has no best step
     rows = cells_of(tables.TABLES["as-the-paper"](results))
-    expected = [*best, best.mean(0), 100 * best.mean(0) / theirs.mean(0)]
-    assert rows["Theseus (linear)"] == [*(f"{np.median(values):.1f}" for values in expected), "3"]
-    last = of_method(folder, "linear/lr1e-4-by0.5", "last")
-    assert cells_of(tables.TABLES["dev"](results))["Theseus (linear)"][:2] == [*map(shown, last)]
-    held_out = of_method(folder, "linear/lr1e-4-by0.5") - 3
-    assert cells_of(tables.TABLES["best-step"](results))["Theseus (linear)"][:2] == [*map(shown, held_out)]
+    medians, of_predecessor = np.median(best, 1), np.median(theirs, 1)
+    expected = [*medians, medians.mean(), 100 * medians.mean() / of_predecessor.mean()]
+    assert rows["Theseus (linear)"] == [*(f"{value:.1f}" for value in expected), "3"]
+    assert rows["predecessor"][-2:] == ["-", "3"]
+    assert cells_of(tables.best_step(results))["Theseus (linear)"] == ["-3.0 ± 0.0"] * 3
 
 
 def test_differences_are_paired_by_seed_and_have_a_standard_error(folder, results):
@@ -194,7 +190,7 @@ def test_seeds_that_one_side_lacks_are_left_out(results):
         if name == "Theseus (linear) minus cut predecessor (distilled)"
     ]
     a, b = ([run for run in fewer.best("CoLA", method) if run.seed != 44] for method in ("linear", "distilled"))
-    values = np.array([ON_HELD_OUT.of(x) - ON_HELD_OUT.of(y) for x, y in zip(a, b, strict=True)])
+    values = np.array([on_held_out(x) - on_held_out(y) for x, y in zip(a, b, strict=True)])
     assert row[0] == with_error(values)
 
 
@@ -305,7 +301,8 @@ def test_a_document_tells_what_the_records_in_results_give(name):
 def test_a_new_document_has_every_table_and_is_the_same_when_filled_again(folder, tmp_path):
     text = documents.fill_in(tmp_path / "results.md", folder)
     found = {name: text.count(f"<!-- {name} -->\n|") for name in tables.TABLES}
-    assert found == dict.fromkeys(tables.TABLES, 1) | {"grid": 0}  # a sentence
+    assert found == dict.fromkeys(tables.TABLES, 1) | {"grid": 0, "more-search": 0}  # sentences
+    assert "<!-- more-search -->\nNo run tells this." in text
     assert documents.fill_in(tmp_path / "results.md", folder) == text == (tmp_path / "results.md").read_text()
     inner = tmp_path / "inner.md"
     inner.write_text("<!-- more/held-out -->\n<!-- /more/held-out -->\n")
@@ -321,7 +318,7 @@ def test_of_methods_that_were_left_out_nothing_is_told(folder, results, tmp_path
     runs = {c: r for c, r in results.runs.items() if c.method in ("predecessor", "all-trained") and not any(c[6:])}
     found = Results(runs, {}, {})
     told = {name for name, table in tables.TABLES.items() if table(found)}
-    assert told == {"grid", "held-out", "best-step", "dev", "as-the-paper", "loyalty", "search"}
+    assert told == {"grid", "held-out", "best-step", "as-the-paper", "loyalty", "search"}
     assert list(pictures.pictures(found)) == ["comparison"]
     text = documents.filled("<!-- depths -->\n<!-- /depths -->\n", lambda folder: found)
     assert text == "<!-- depths -->\nNo run tells this.\n<!-- /depths -->\n"

@@ -1,25 +1,30 @@
 """Scores of runs, their averages over seeds and tasks, and how far these can be trusted."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from grid.records import Run
 
-
-class Score(NamedTuple):
-    """What counts of a run."""
-
-    of: Callable[[Run], float]  # in per cent
-    rows: str  # those that are scored: "dev" or "held-out"
+Score = Callable[[Run], float]  # what counts of a run, in per cent
 
 
-ON_HELD_OUT = Score(lambda run: 100 * run.held_out["last"], "held-out")
-ON_DEV = Score(lambda run: 100 * run.scores["last"], "dev")
-# At the step that is best on the dev set; predecessors, which are evaluated once, after the last one.
-BEST_ON_HELD_OUT = Score(lambda run: 100 * run.held_out.get("best", run.held_out["last"]), "held-out")
-BEST_ON_DEV = Score(lambda run: 100 * run.scores.get("best", run.scores["last"]), "dev")
+def on_held_out(run: Run) -> float:
+    return 100 * run.held_out["last"]
+
+
+def on_dev(run: Run) -> float:
+    return 100 * run.scores["last"]
+
+
+def best_on_held_out(run: Run) -> float:
+    """After the step that is best on the dev set; of predecessors, which are evaluated once, after the last one."""
+    return 100 * run.held_out.get("best", run.held_out["last"])
+
+
+def best_on_dev(run: Run) -> float:
+    """As `best_on_held_out`."""
+    return 100 * run.scores.get("best", run.scores["last"])
 
 
 def mean(values: np.ndarray) -> float:
@@ -38,11 +43,7 @@ def spread(values: np.ndarray) -> str:
 
 
 def scores(runs: Sequence[Run], score: Score) -> np.ndarray:
-    return np.array([score.of(run) for run in runs])
-
-
-def median(values: np.ndarray) -> str:
-    return f"{np.median(values):.1f}" if len(values) else "-"
+    return np.array([score(run) for run in runs])
 
 
 def with_error(values: np.ndarray) -> str:
@@ -55,7 +56,7 @@ def with_error(values: np.ndarray) -> str:
 
 def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndarray]:
     """The scores in all columns, which are mostly tasks, of the seeds that all columns have."""
-    found = [{run.seed: score.of(run) for run in runs} for runs in columns]
+    found = [{run.seed: score(run) for run in runs} for runs in columns]
     seeds = sorted(set.intersection(*map(set, found))) if found else []
     return {seed: np.array([of[seed] for of in found]) for seed in seeds}
 

@@ -1,8 +1,8 @@
 """The runs of a grid by their places in it, and the best one of each method.
 
 Each run has its record in TASK/METHOD/SETTING/run.json below the grid's folder of results, and each task in
-TASK/constant_answer.json what a model scores that gives every row the same answer. Nothing else is remembered: what is
-best, and so what comes next, follows from the records.
+TASK/constant_answer.json what a model scores that gives every held-out row the same answer. Nothing else is
+remembered: what is best, and so what comes next, follows from the records.
 """
 
 import json
@@ -31,7 +31,7 @@ VARIANTS = {  # of the linear schedule
 }
 MORE = ("one-module", "constant-rates", "equivalent-rates")  # the paper's table 5, and figure 3's two curves
 CONSTANT = ("constant", *MORE)  # at a constant rate
-CONSTANT_ANSWER = "constant_answer.json"  # {"dev": the main metric, "held-out": the same}, in 0 to 1
+CONSTANT_ANSWER = "constant_answer.json"  # {"held-out": the main metric, in 0 to 1}
 NEEDED = dict.fromkeys(VARIANTS, "linear") | dict.fromkeys(MORE, "constant")  # whose best setting each has
 TITLES = {"predecessor": "predecessor"} | COMPARED | VARIANTS
 SHARES = (0.25, 0.5, 0.67)  # of the steps, after which the replacing rate is 1
@@ -79,7 +79,7 @@ class Cell(NamedTuple):
 class Results(NamedTuple):
     runs: dict[Cell, Run]
     speed: dict[tuple[str, int | None], dict]  # what benchmark.py --json wrote, by task and, if not half, layers
-    constant_answers: dict[str, dict[str, float]]  # what is in the file of each task
+    constant_answers: dict[str, float]  # of each task, in per cent
 
     def tasks(self) -> list[str]:
         """Those on which anything has been made of a predecessor."""
@@ -100,9 +100,16 @@ class Results(NamedTuple):
         cells = [other for other in self.runs if cell and other._replace(seed=cell.seed) == cell]
         return [self.runs[other] for other in sorted(cells, key=lambda other: other.seed)]
 
-    def best(self, task: str, method: str, as_first: bool = False) -> list[Run]:
-        """The runs of a method at its best setting, by seed; `as_first` is that of `best_cell`."""
-        return self.of(best_cell(self.runs, task, method, as_first))
+    def best(self, task: str, method: str) -> list[Run]:
+        """The runs of a method at its best setting, by seed."""
+        return self.of(best_cell(self.runs, task, method))
+
+    def comparable(self, method: str) -> list[list[Run]]:
+        """For each task the runs of a method, by seed, at the best learning rate; all else is as it is tried first.
+
+        So all methods have searched alike: those that replace nothing have a learning rate alone.
+        """
+        return [self.of(best_cell(self.runs, task, method, as_first=True)) for task in self.tasks()]
 
 
 def read_results(folder: Path, where: str = "*/*/*") -> Results:
@@ -115,7 +122,9 @@ def read_results(folder: Path, where: str = "*/*/*") -> Results:
     for path in folder.glob("speed/*.json"):  # TASK.json, or TASK-layersN.json
         task, _, n_layer = path.stem.partition("-layers")
         speed[task, int(n_layer) if n_layer else None] = json.loads(path.read_text())
-    constant_answers = {path.parent.name: json.loads(path.read_text()) for path in folder.glob(f"*/{CONSTANT_ANSWER}")}
+    constant_answers = {
+        path.parent.name: 100 * json.loads(path.read_text())["held-out"] for path in folder.glob(f"*/{CONSTANT_ANSWER}")
+    }
     return Results({Cell.at(run.folder): run for run in read_runs(folder, where)}, speed, constant_answers)
 
 

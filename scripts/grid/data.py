@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from bert_of_theseus.data.scores import chance_score
 from bert_of_theseus.data.task import Examples
 from bert_of_theseus.run.files import write_whole
@@ -72,13 +70,9 @@ class TaskData:
         self.constant_answer = output_dir / "results" / task / CONSTANT_ANSWER
 
     def prepare(self, glue_dir: Path) -> None:
-        """Write the files, and what a model scores that gives every row the same answer.
-
-        Of several dev sets that is the mean, as of runs.
-        """
+        """Write the files, and what a model scores that gives every held-out row the same answer."""
         hold_out(self.task, glue_dir / self.task.folder, self.folder, self.held_out_folder)
-        sets = {"dev": [*read_dev_sets(self.task, self.folder).values()], "held-out": [self.held_out]}
-        scores = {name: np.mean([chance_score(self.task, one.labels) for one in of]) for name, of in sets.items()}
+        scores = {"held-out": chance_score(self.task, self.held_out.labels)}
         self.constant_answer.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.constant_answer, json.dumps(scores, indent=2) + "\n")
 

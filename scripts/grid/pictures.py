@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 
-from grid.averages import ON_HELD_OUT, deviation, mean, percent_kept, scores
+from grid.averages import deviation, mean, on_held_out, percent_kept, scores
 from grid.cells import COMPARED, CUT, TITLES, Results
 from grid.output import BLUE, GREY, ORANGE
 from grid.records import Run
-from grid.selection import changed, constant_answer, depth, of_rates
+from grid.selection import changed, depth, of_rates
 
 
 def colour(method: str) -> str:
@@ -31,16 +31,17 @@ def draw_comparison(results: Results, figure) -> None:
     tasks, methods = results.tasks(), ("predecessor", *results.compared())
     figure.set_size_inches(2.6 * len(tasks) + 2.6, 1 + 0.45 * len(methods))
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for axis, task in zip(axes, tasks, strict=True):
-        for y, method in enumerate(methods):
-            values = scores(results.best(task, method), ON_HELD_OUT)
+    compared = [results.comparable(method) for method in methods]
+    for i, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+        for y, (method, ours) in enumerate(zip(methods, compared, strict=True)):
+            values = scores(ours[i], on_held_out)
             axis.plot(values, [y] * len(values), "o", color=colour(method), alpha=0.45)
             axis.plot(mean(values), y, "|", color=colour(method), markersize=22, markeredgewidth=2.5)
         axis.set(title=task, xlabel=results.metric(task).replace(" of ", " of\n") + ",\nheld-out rows")
         axis.grid(axis="x", alpha=0.3)
     middles, half = middle_and_half(np.array([axis.get_xlim() for axis in axes]))
     for axis, task, middle in zip(axes, tasks, middles, strict=True):
-        constant = constant_answer(results, task, ON_HELD_OUT)
+        constant = results.constant_answers.get(task)
         if constant is not None:  # it may lie far outside
             axis.axvline(constant, color=GREY, linestyle=":")
         axis.set_xlim(middle - half, middle + half)
@@ -54,7 +55,7 @@ def draw_rates(results: Results, figure) -> None:
     figure.set_size_inches(7, 4)
     axis = figure.subplots()
     for name, of in found.items():
-        values = [scores(runs, ON_HELD_OUT) for runs in of.values()]
+        values = [scores(runs, on_held_out) for runs in of.values()]
         line, fixed = ("o-", "learning rate") if name == "fixed" else ("s--", "learning rate times rate")
         label = f"{TITLES['constant']}, {fixed} fixed"
         heights, bars = map(mean, values), map(deviation, values)
@@ -71,7 +72,7 @@ def draw_lines(axis, methods: dict[str, list[Run]]) -> None:
     """A level line for the mean of each method that has runs."""
     for (method, runs), line in zip(methods.items(), ("--", ":"), strict=False):
         if runs:
-            axis.axhline(mean(scores(runs, ON_HELD_OUT)), color=GREY, linestyle=line, label=TITLES[method])
+            axis.axhline(mean(scores(runs, on_held_out)), color=GREY, linestyle=line, label=TITLES[method])
     axis.grid(axis="y", alpha=0.3)
 
 
@@ -86,7 +87,7 @@ def draw_curves(results: Results, figure) -> None:
     for i, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         for method in dict.fromkeys(method for method, _, _ in found):
             runs = [columns[i] for name, _, columns in found if name == method and columns[i]]
-            points = sorted((of[0].steps, mean(scores(of, ON_HELD_OUT))) for of in runs)
+            points = sorted((of[0].steps, mean(scores(of, on_held_out))) for of in runs)
             if points:
                 axis.plot(*zip(*points, strict=True), **style(method))
         shown = [run for _, _, columns in found for run in columns[i]]
@@ -121,13 +122,13 @@ def draw_speed(results: Results, figure) -> None:
     tasks, found = changed(results, "n_layer")
     if not found:
         tasks = results.tasks()
-        found = [(name, None, [results.best(task, name) for task in tasks]) for name in results.compared()]
+        found = [(name, None, results.comparable(name)) for name in results.compared()]
     at = [i for i in range(len(tasks)) if all(columns[i] for _, _, columns in found)]
     predecessors = [results.best(tasks[i], "predecessor") for i in at]
     figure.set_size_inches(7, 4.2)
     axis = figure.subplots()
     axis.plot(1, 100, "D", color=GREY, label="predecessor")
-    kept = [mean(percent_kept([columns[i] for i in at], predecessors, ON_HELD_OUT)) for _, _, columns in found]
+    kept = [mean(percent_kept([columns[i] for i in at], predecessors, on_held_out)) for _, _, columns in found]
     sizes = [n_layer for _, n_layer, _ in found]
     faster = [times_as_fast(results, tasks, n_layer) for n_layer in sizes]
     for method in dict.fromkeys(method for method, _, _ in found):

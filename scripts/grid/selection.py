@@ -1,56 +1,14 @@
 """The runs of a grid that tables and pictures show side by side."""
 
-from typing import NamedTuple
-
-from grid.averages import Score, common_seeds
-from grid.cells import (
-    FIRST_SHARE,
-    RATES,
-    SEARCHED_RATES,
-    TITLES,
-    Cell,
-    Results,
-    at_equivalent_rate,
-    at_rate,
-    best_cell,
-    searched,
-)
+from grid.averages import common_seeds
+from grid.cells import RATES, SEARCHED_RATES, Cell, Results, at_equivalent_rate, at_rate, best_cell, searched
 from grid.records import Run
-
-
-class Entry(NamedTuple):
-    """A method of the comparison, and its runs on each task."""
-
-    title: str
-    method: str
-    runs: list[list[Run]]
-
-
-def entries(results: Results) -> list[Entry]:
-    """The methods at their best settings; and with the share and the rate that are tried first, where these are others.
-
-    The latter only where they were run on the same seeds.
-    """
-    tasks, found = results.tasks(), []
-    for method in results.compared():
-        best, first = ([results.best(task, method, as_first) for task in tasks] for as_first in (False, True))
-        found.append(Entry(TITLES[method], method, best))
-        if first != best and common_seeds(first) == common_seeds(best):
-            rate = SEARCHED_RATES[method][0]
-            found.append(Entry(TITLES[method] + setting_in_words(method, rate, FIRST_SHARE), method, first))
-    return found
 
 
 def setting_in_words(method: str, rate: float, share: float) -> str:
     """What follows the title of a method; nothing where nothing is replaced."""
     start = f", at {rate:g}" if method == "constant" else f", from {rate:g}"
     return f"{start}, 1 after {share:g}" if share else ""
-
-
-def constant_answer(results: Results, task: str, score: Score) -> float | None:
-    """What the same answer for all rows scores, in per cent; None where that was not noted."""
-    noted = results.constant_answers.get(task)
-    return noted and 100 * noted[score.rows]
 
 
 Changed = list[tuple[str, int | None, list[list[Run]]]]  # method, value, for each task the runs

@@ -1,38 +1,26 @@
 """The tables of a grid."""
 
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from bert_of_theseus.run.command_line import markdown
 from grid.averages import (
-    BEST_ON_DEV,
-    BEST_ON_HELD_OUT,
-    ON_DEV,
-    ON_HELD_OUT,
-    Score,
     and_mean,
+    best_on_dev,
+    best_on_held_out,
     by_column,
     by_seed,
     common_seeds,
-    median,
+    on_dev,
+    on_held_out,
     percent_kept,
     scores,
     spread,
 )
-from grid.cells import (
-    CUT,
-    FIRST_SEED_ONLY,
-    TITLES,
-    VARIANTS,
-    Results,
-    best_cell,
-    never_alone,
-    searched,
-)
-from grid.selection import Entry, changed, constant_answer, depth, entries, of_rates, setting_in_words
+from grid.cells import CUT, FIRST_SEED_ONLY, TITLES, VARIANTS, Results, best_cell, never_alone, searched
+from grid.selection import changed, depth, of_rates, setting_in_words
 
 
 def what_was_run(results: Results) -> str:
@@ -50,65 +38,107 @@ def what_was_run(results: Results) -> str:
     )
 
 
-def comparison(results: Results, score: Score, show: Callable[[np.ndarray], str] = spread) -> str:
-    """The paper's table 2, with what is kept of the mean, and of what lies above that of a constant answer."""
+def comparison(results: Results) -> str:
+    """The paper's table 2 on the held-out rows, with what is kept, of the mean and of that above a constant answer."""
     tasks = results.tasks()
     of = "" if len(tasks) == 1 else " of the mean"
-    rows = [["", *and_mean([f"{task}, {results.metric(task)}" for task in tasks]), f"kept{of}, %", "seeds"]]
-    constant, floors = [constant_answer(results, task, score) for task in tasks], [0.0]
+    rows = [["held-out rows", *and_mean(named(results, tasks)), f"kept{of}, %", "seeds"]]
+    constant, floors = list(map(results.constant_answers.get, tasks)), [0.0]
     if None not in constant:
         floors.append(np.mean(constant))
         rows[0].insert(-1, f"kept{of} above a constant answer, %")
         values = [*constant, floors[-1]] if len(tasks) > 1 else constant
         rows.append(["constant answer", *(f"{value:.1f}" for value in values), "-", "-", "-"])
-    predecessors = [results.best(task, "predecessor") for task in tasks]
-    for title, method, ours in [Entry("predecessor", "predecessor", predecessors), *entries(results)]:
-        values = by_seed(ours, score)
-        row = [title, *(show(scores(runs, score)) for runs in ours)]
-        if len(tasks) > 1:
-            row.append(show(np.array([of.mean() for of in values.values()])) if values else "-")
+    predecessors = results.comparable("predecessor")
+    for method in ("predecessor", *results.compared()):
+        ours = results.comparable(method)
+        means = np.array([of.mean() for of in by_seed(ours, on_held_out).values()])
+        row = [TITLES[method], *(spread(scores(runs, on_held_out)) for runs in ours)]
+        row += [spread(means)] if len(tasks) > 1 else []
         for floor in floors:
-            row.append("-" if method == "predecessor" else show(percent_kept(ours, predecessors, score, floor)))
+            kept = percent_kept(ours, predecessors, on_held_out, floor)
+            row.append("-" if method == "predecessor" else spread(kept))
         rows.append([*row, str(len(common_seeds(ours)))])
     return markdown(rows)
 
 
-def differences(results: Results) -> str:
-    """What Theseus is ahead of each cut baseline, and its schedules of each other; over the seeds that both have."""
-    compared = [entry for entry in entries(results) if entry.method != FIRST_SEED_ONLY]
-    replacing = [entry for entry in compared if entry.method not in CUT]
-    pairs = [(ours, other) for ours in replacing for other in compared if other.method in CUT]
-    pairs += [(a, b) for i, b in enumerate(replacing) for a in replacing[i + 1 :] if a.method != b.method]
-    rows = [["held-out rows", *and_mean(results.tasks())]]
-    for ours, other in pairs:
-        rows.append([f"{ours.title} minus {other.title}", *by_column(ours.runs, other.runs, ON_HELD_OUT)])
+def named(results: Results, tasks: Sequence[str]) -> list[str]:
+    """The tasks with their metrics."""
+    return [f"{task}, {results.metric(task)}" for task in tasks]
+
+
+def as_the_paper(results: Results) -> str:
+    """The comparison as the paper has it: the best step on the dev set, the seeds' median, and the mean of these."""
+    tasks = results.tasks()
+    of = "" if len(tasks) == 1 else " of the mean"
+    rows, theirs = [["best step, dev rows", *and_mean(named(results, tasks)), f"kept{of}, %", "seeds"]], None
+    for method in ("predecessor", *results.compared()):
+        ours = results.comparable(method)
+        medians = np.array([np.median(scores(runs, best_on_dev)) if runs else np.nan for runs in ours])
+        theirs = medians.mean() if theirs is None else theirs
+        values = [*medians, *[medians.mean()] * (len(tasks) > 1), 100 * medians.mean() / theirs]
+        shown = ["-" if np.isnan(value) else f"{value:.1f}" for value in values]
+        shown[-1] = "-" if method == "predecessor" else shown[-1]
+        rows.append([TITLES[method], *shown, str(len(common_seeds(ours)))])
+    return markdown(rows)
+
+
+def minus(title: str, results: Results, pairs: dict[str, tuple]) -> str:
+    """A table of differences on the held-out rows, over the seeds that both have; nothing of no pairs."""
+    rows = [[f"{title}; held-out rows", *and_mean(results.tasks())]]
+    rows += [[name, *by_column(ours, other, on_held_out)] for name, (ours, other) in pairs.items()]
     return markdown(rows) if pairs else ""
 
 
+def differences(results: Results) -> str:
+    """What Theseus is ahead of each cut baseline, and its schedules of each other."""
+    compared = [method for method in results.compared() if method != FIRST_SEED_ONLY]
+    replacing = [method for method in compared if method not in CUT]
+    pairs = [(ours, other) for ours in replacing for other in compared if other in CUT]
+    pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
+    named = {f"{TITLES[a]} minus {TITLES[b]}": (results.comparable(a), results.comparable(b)) for a, b in pairs}
+    return minus("difference", results, named)
+
+
+def more_search(results: Results) -> str:
+    """What is gained where the rate or the share is searched as well."""
+    pairs = {}
+    for method in results.compared():
+        best = [results.best(task, method) for task in results.tasks()]
+        if best != results.comparable(method):
+            pairs[TITLES[method]] = best, results.comparable(method)
+    return minus("searched minus tried first", results, pairs)
+
+
+def best_step(results: Results) -> str:
+    """What is gained by the step that is best on the dev set."""
+    pairs = {}
+    for method in results.compared():
+        last = results.comparable(method)
+        best = [[run._replace(held_out={"last": best_on_held_out(run) / 100}) for run in runs] for runs in last]
+        pairs[TITLES[method]] = best, last
+    return minus("best step minus last", results, pairs)
+
+
 def variants(results: Results) -> str:
-    """What each variant is ahead of the linear schedule; over the seeds that both have."""
-    tasks = results.tasks()
-    best = [best_cell(results.runs, task, "linear") for task in tasks]
-    linear = list(map(results.of, best))
-    rows = [["minus linear; held-out rows", *and_mean(tasks)]]
+    """What each variant is ahead of the linear schedule."""
+    best = [best_cell(results.runs, task, "linear") for task in results.tasks()]
+    linear, pairs = list(map(results.of, best)), {}
     for method in VARIANTS:
         ours = [results.of(cell and cell._replace(method=method)) for cell in best]
-        rows += [[VARIANTS[method], *by_column(ours, linear, ON_HELD_OUT)]] if any(ours) else []
-    return markdown(rows) if len(rows) > 1 else ""
+        pairs |= {VARIANTS[method]: (ours, linear)} if any(ours) else {}
+    return minus("minus linear", results, pairs)
 
 
 def modules(results: Results) -> str:
     """The paper's table 5: what is lost where one module of a run at a constant rate stands in for its own."""
-    tasks = results.tasks()
-    best = [best_cell(results.runs, task, "constant", as_first=True) for task in tasks]
-    ours = [results.of(cell and never_alone(cell)) for cell in best]
-    predecessors = [results.best(task, "predecessor") for task in tasks]
-    rows = [["minus the predecessor; held-out rows", *and_mean(tasks)]]
+    best = [best_cell(results.runs, task, "constant", as_first=True) for task in results.tasks()]
+    ours, pairs = [results.of(cell and never_alone(cell)) for cell in best], {}
     names = {name: int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "}
     for name in sorted(names, key=names.get):
         alone = [[run._replace(held_out={"last": run.held_out[name]}) for run in runs] for runs in ours]
-        rows.append([f"{name} alone", *by_column(alone, predecessors, ON_HELD_OUT)])
-    return markdown(rows) if names else ""
+        pairs[f"{name} alone"] = alone, results.comparable("predecessor")
+    return minus("minus the predecessor", results, pairs)
 
 
 def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
@@ -119,8 +149,8 @@ def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
     common = f" ({', '.join(tasks[i] for i in at)})" if at else ""
     rows = [["held-out rows", words, *tasks, f"kept of the mean{common}, %", "seeds"]]
     for method, value, columns in found:
-        shown = [spread(scores(runs, ON_HELD_OUT)) for runs in columns]
-        kept = percent_kept([columns[i] for i in at], predecessors, ON_HELD_OUT)
+        shown = [spread(scores(runs, on_held_out)) for runs in columns]
+        kept = percent_kept([columns[i] for i in at], predecessors, on_held_out)
         rows.append([TITLES[method], str(value or as_always), *shown, spread(kept), str(len(common_seeds(columns)))])
     return markdown(rows) if found else ""
 
@@ -138,7 +168,8 @@ def loyalty(results: Results) -> str:
     columns = sorted({(cell.task, name) for cell, run in results.runs.items() for name in run.loyalty})
     rows = [["", *(f"{task}, {name.replace('_', ' ')}" for task, name in columns)]]
     for method in results.compared():
-        values = [[run.loyalty[name] for run in results.best(task, method)] for task, name in columns]
+        runs = dict(zip(results.tasks(), results.comparable(method), strict=True))
+        values = [[run.loyalty[name] for run in runs[task]] for task, name in columns]
         rows.append([TITLES[method], *(spread(100 * np.array(of)) for of in values)])
     return markdown(rows) if columns else ""
 
@@ -157,7 +188,7 @@ def search(results: Results) -> str:
             found = {(cell.task, cell.learning_rate): cell for cell in ours}
             row = [TITLES[method] + setting_in_words(method, rate, share)]
             for cell in map(found.get, columns):
-                text = f"{ON_DEV.of(results.runs[cell]):.1f}" if cell else "-"
+                text = f"{on_dev(results.runs[cell]):.1f}" if cell else "-"
                 row.append(f"**{text}**" if cell and cell in best else text)
             rows.append(row)
     return markdown(rows)
@@ -170,7 +201,7 @@ def rates(results: Results) -> str:
     for name in found:
         rows[0] += ["learning rate fixed" if name == "fixed" else "learning rate times rate fixed", "seeds"]
     for rate in sorted({rate for of in found.values() for rate in of}):
-        columns = [scores(of.get(rate, []), ON_HELD_OUT) for of in found.values()]
+        columns = [scores(of.get(rate, []), on_held_out) for of in found.values()]
         rows.append([f"{rate:g}", *(text for values in columns for text in (spread(values), str(len(values))))])
     return markdown(rows) if found else ""
 
@@ -188,11 +219,11 @@ def speed(results: Results) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "grid": what_was_run,
-    "held-out": partial(comparison, score=ON_HELD_OUT),
-    "best-step": partial(comparison, score=BEST_ON_HELD_OUT),
-    "dev": partial(comparison, score=ON_DEV),
-    "as-the-paper": partial(comparison, score=BEST_ON_DEV, show=median),
+    "held-out": comparison,
     "differences": differences,
+    "more-search": more_search,
+    "best-step": best_step,
+    "as-the-paper": as_the_paper,
     "depths": depths,
     "lengths": lengths,
     "rates": rates,
