@@ -135,19 +135,21 @@ def main(args, variant: Callable | None = None) -> None:
             torch.manual_seed(np.random.SeedSequence([args.seed, rank()]).generate_state(1)[0].item())
         announce_training(args, state, run, steps_an_epoch)
         check_disk(args, state, run)
-        saved = run.begin(record)  # from here on the run writes
-        if saved:
-            if args.finetune_whole_successor and saved["state"]["step"] > state.steps_with_predecessor():
-                finetune_whole(state, partial(new_optimizer, args))
-            state.load_state_dict(saved["state"], saved["processes"][rank()])
-        del saved  # three times the size of the trained layers
-
+        restore(args, state, run.begin(record))  # from here on the run writes
         checkpoints = Checkpoints(args, data.task, state, classifier, run)
         last = train(args, state, train_set, dev_sets, checkpoints)
         last = conclude(args, state, dev_sets, checkpoints, last)
         if texts:
             run.write(PREDICTIONS, predict_texts(args, data.task, texts, device))
         finish(args, data.task, state, run, {"predecessor": predecessor, "last": last}, n_parameters)
+
+
+def restore(args, state: TrainState, saved: dict | None) -> None:
+    """Go on from what `run.begin` gave; nothing in a new run."""
+    if saved:
+        if args.finetune_whole_successor and saved["state"]["step"] > state.steps_with_predecessor():
+            finetune_whole(state, partial(new_optimizer, args))
+        state.load_state_dict(saved["state"], saved["processes"][rank()])
 
 
 def use_finished(args, task: Task, run: Run, texts: Texts | None, device: torch.device) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from grid.cells import COMPARED, MORE, NEEDED, VARIANTS, read_results
+from grid.cells import COMPARED, MORE, NEEDED, VARIANTS, read_grid
 from grid.commands import ROOT, Commands
 from grid.data import TaskData
 from grid.documents import fill_in
@@ -183,7 +183,7 @@ def main() -> None:
             return
         runner.listen()
         make_all(plan, runner)
-        if read_results(plan.results).runs:
+        if read_grid(plan.results).runs:
             (args.output_dir / "results.md").unlink(missing_ok=True)  # a new one has all tables and pictures
             print(fill_in(args.output_dir / "results.md", plan.results), end="")
         if runner.failed:  # a learning rate of the search may have been too high for a method

@@ -19,18 +19,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from grid.averages import deviation, mean
 from grid.output import BLUE, COLOURS, GREY, draw, warn, write
-from grid.records import METRICS, Run, read_run, read_runs
+from grid.records import METRIC_NAMES, FinishedRun, read_run, read_runs
 
 from bert_of_theseus.run.command_line import OneLineParser, UserError, markdown, one_line_errors
 from glue_processors import TASKS
 
 
-def scores(runs: Iterable[Run], which: str = "last") -> np.ndarray:
+def scores(runs: Iterable[FinishedRun], which: str = "last") -> np.ndarray:
     """Those of "last", "best" or "predecessor", of the runs that have one."""
     return np.array([run.scores[which] for run in runs if which in run.scores])
 
 
-def kept(runs: list[Run], which: str = "last") -> np.ndarray:
+def kept(runs: list[FinishedRun], which: str = "last") -> np.ndarray:
     """Per cent of the predecessor's score that is kept; empty where a run has none above 0 to keep."""
     ours, theirs = scores(runs, which), scores(runs, "predecessor")
     return 100 * ours / theirs if len(ours) == len(theirs) and (theirs > 0).all() else np.array([])
@@ -39,7 +39,7 @@ def kept(runs: list[Run], which: str = "last") -> np.ndarray:
 # ------------------------------------------------------------------------------------------- a sweep
 
 
-Setting = list[Run]  # runs that differ in nothing but the seed, by seed
+Setting = list[FinishedRun]  # runs that differ in nothing but the seed, by seed
 ALWAYS_SHOWN = ("replacing_rate", "scheduler_linear_k", "steps_for_replacing", "learning_rate")
 NOTES = """
 {n_runs} runs. A score is the main metric on the dev set (for MNLI the mean of both sets) after the last step or at the
@@ -52,9 +52,9 @@ Made with {made_with}.
 """
 
 
-def group(runs: list[Run]) -> list[Setting]:
+def group(runs: list[FinishedRun]) -> list[Setting]:
     """The settings, by task, schedule and values."""
-    settings: dict[str, dict[int, Run]] = {}
+    settings: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
         seeds = settings.setdefault(json.dumps([run.task, run.schedule, run.setting], sort_keys=True), {})
         if run.seed in seeds:  # a copy, which would make the deviation too small
@@ -154,14 +154,14 @@ def draw_replacing_rates(settings: list[Setting], figure) -> None:
                 axis.errorbar(*zip(*points, strict=True), fmt="o-", color=colour, capsize=4, label=label)
         predecessor = 100 * mean(scores((run for setting in ours for run in setting), "predecessor"))
         axis.axhline(predecessor, color=GREY, linestyle="--", label="predecessor")
-        title, metric = TASKS[task].folder if task in TASKS else task, METRICS[ours[0][0].metric]
+        title, metric = TASKS[task].folder if task in TASKS else task, METRIC_NAMES[ours[0][0].metric]
         axis.set(title=title, ylabel=f"{metric}, %", xlim=(0, 1.05))
         axis.set_xlabel("replacing rate (constant, or at the start)")
         axis.grid(axis="y", alpha=0.3)
         axis.legend(fontsize=9)
 
 
-def draw_run(run: Run, figure) -> None:
+def draw_run(run: FinishedRun, figure) -> None:
     """Loss, replacing rate and dev score over the optimiser steps of one run, as its log tells them."""
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     predecessor = json.loads((run.folder / "run.json").read_text()).get("predecessor", {"metrics": {}})["metrics"]

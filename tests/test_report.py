@@ -76,7 +76,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder) -> Results:
-    return cells.read_results(folder)
+    return cells.read_grid(folder)
 
 
 def recorded(folder: Path, cell: str, which: str = "held_out") -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 import reproduce
 import torch
 from conftest import save_bert, write_glue
-from grid.cells import COMPARED, VARIANTS, Cell, read_results
+from grid.cells import COMPARED, VARIANTS, Cell, read_grid
 from grid.commands import Commands
 from grid.data import hold_out, longest_containing
 from grid.runner import Runner
@@ -111,7 +111,7 @@ def test_what_the_same_answer_for_all_held_out_rows_scores_is_noted(tmp_path):
     commands = reproduce.prepare(args)
     held_out = commands.data["MRPC"].held_out.labels.mean()
     expected = max((held_out + 2 * held_out / (1 + held_out)) / 2, (1 - held_out) / 2)  # of accuracy and F1
-    assert read_results(args.output_dir / "results").constant_answers == {"MRPC": pytest.approx(100 * expected)}
+    assert read_grid(args.output_dir / "results").constant_answers == {"MRPC": pytest.approx(100 * expected)}
 
 
 def test_of_a_task_with_two_dev_sets_the_held_out_rows_are_one(tmp_path):

@@ -4,25 +4,26 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from grid.records import Run
+from grid.records import FinishedRun
 
-Score = Callable[[Run], float]  # what counts of a run, in per cent
+ScoreOf = Callable[[FinishedRun], float]  # what counts of a run, in per cent
+Columns = Sequence[Sequence[FinishedRun]]  # the runs in each column of a table; most columns are tasks
 
 
-def on_held_out(run: Run) -> float:
+def on_held_out(run: FinishedRun) -> float:
     return 100 * run.held_out["last"]
 
 
-def on_dev(run: Run) -> float:
+def on_dev(run: FinishedRun) -> float:
     return 100 * run.scores["last"]
 
 
-def best_on_held_out(run: Run) -> float:
+def best_on_held_out(run: FinishedRun) -> float:
     """After the step that is best on the dev set; of predecessors, which are evaluated once, after the last one."""
     return 100 * run.held_out.get("best", run.held_out["last"])
 
 
-def best_on_dev(run: Run) -> float:
+def best_on_dev(run: FinishedRun) -> float:
     """As `best_on_held_out`."""
     return 100 * run.scores.get("best", run.scores["last"])
 
@@ -42,7 +43,7 @@ def spread(values: np.ndarray) -> str:
     return f"{mean(values):.1f} ± {deviation(values):.1f}".removesuffix(" ± nan").replace("nan", "-")
 
 
-def scores(runs: Sequence[Run], score: Score) -> np.ndarray:
+def scores(runs: Sequence[FinishedRun], score: ScoreOf) -> np.ndarray:
     return np.array([score(run) for run in runs])
 
 
@@ -54,26 +55,26 @@ def with_error(values: np.ndarray) -> str:
     return f"{values.mean():+.1f}{error}"
 
 
-def by_seed(columns: Sequence[Sequence[Run]], score: Score) -> dict[int, np.ndarray]:
-    """The scores in all columns, which are mostly tasks, of the seeds that all columns have."""
+def by_seed(columns: Columns, score: ScoreOf) -> dict[int, np.ndarray]:
+    """The scores in all columns, of the seeds that all columns have."""
     found = [{run.seed: score(run) for run in runs} for runs in columns]
     seeds = sorted(set.intersection(*map(set, found))) if found else []
     return {seed: np.array([of[seed] for of in found]) for seed in seeds}
 
 
-def common_seeds(columns: Sequence[Sequence[Run]]) -> set[int]:
+def common_seeds(columns: Columns) -> set[int]:
     """The seeds that all columns have, but for those without any run."""
     seeds = [{run.seed for run in runs} for runs in columns if runs]
     return set.intersection(*seeds) if seeds else set()
 
 
-def difference(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score) -> str:
+def difference(ours: Columns, others: Columns, score: ScoreOf) -> str:
     """The mean over the seeds of the difference of two means over the columns, ± its standard error."""
     a, b = by_seed(ours, score), by_seed(others, score)
     return with_error(np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b]))
 
 
-def by_column(ours: Sequence[Sequence[Run]], others: Sequence[Sequence[Run]], score: Score) -> list[str]:
+def by_column(ours: Columns, others: Columns, score: ScoreOf) -> list[str]:
     """The `difference` in each column, and of several that of the means over them."""
     alone = [difference([one], [two], score) for one, two in zip(ours, others, strict=True)]
     return [*alone, difference(ours, others, score)] if len(ours) > 1 else alone
@@ -85,7 +86,10 @@ def and_mean(tasks: Sequence[str]) -> list[str]:
 
 
 def percent_kept(
-    ours: Sequence[Sequence[Run]], predecessors: Sequence[Sequence[Run]], score: Score, floor: float = 0.0
+    ours: Columns,
+    predecessors: Columns,
+    score: ScoreOf,
+    floor: float = 0.0,
 ) -> np.ndarray:
     """Of each seed, the share that is kept of what the predecessor's mean over the columns is above the floor."""
     a, b = ({seed: of.mean() - floor for seed, of in by_seed(runs, score).items()} for runs in (ours, predecessors))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bert_of_theseus.run.command_line import UserError
-from grid.records import METRICS, Run, read_runs
+from grid.records import METRIC_NAMES, FinishedRun, read_runs
 
 COMPARED = {
     "pretrained-layers": "cut pre-trained model",
@@ -77,7 +77,7 @@ class Cell(NamedTuple):
 
 
 class Results(NamedTuple):
-    runs: dict[Cell, Run]
+    runs: dict[Cell, FinishedRun]
     speed: dict[tuple[str, int | None], dict]  # what benchmark.py --json wrote, by task and, if not half, layers
     constant_answers: dict[str, float]  # of each task, in per cent
 
@@ -88,23 +88,23 @@ class Results(NamedTuple):
 
     def metric(self, task: str) -> str:
         """The task's metric in words."""
-        return METRICS[next(run.metric for cell, run in self.runs.items() if cell.task == task)]
+        return METRIC_NAMES[next(run.metric for cell, run in self.runs.items() if cell.task == task)]
 
     def compared(self) -> list[str]:
         """The methods of the comparison of which there are runs."""
         made = {cell.method for cell in self.runs}
         return [method for method in COMPARED if method in made]
 
-    def of(self, cell: Cell | None) -> list[Run]:
+    def of(self, cell: Cell | None) -> list[FinishedRun]:
         """The runs of all seeds with the setting of a cell, by seed; none of none."""
         cells = [other for other in self.runs if cell and other._replace(seed=cell.seed) == cell]
         return [self.runs[other] for other in sorted(cells, key=lambda other: other.seed)]
 
-    def best(self, task: str, method: str) -> list[Run]:
+    def best(self, task: str, method: str) -> list[FinishedRun]:
         """The runs of a method at its best setting, by seed."""
         return self.of(best_cell(self.runs, task, method))
 
-    def comparable(self, method: str) -> list[list[Run]]:
+    def comparable(self, method: str) -> list[list[FinishedRun]]:
         """For each task the runs of a method, by seed, at the best learning rate; all else is as it is tried first.
 
         So all methods have searched alike: those that replace nothing have a learning rate alone.
@@ -112,7 +112,7 @@ class Results(NamedTuple):
         return [self.of(best_cell(self.runs, task, method, as_first=True)) for task in self.tasks()]
 
 
-def read_results(folder: Path, where: str = "*/*/*") -> Results:
+def read_grid(folder: Path, where: str = "*/*/*") -> Results:
     """The runs of a grid, of which there may be none, from its folder of results, and what its folder speed tells.
 
     Args:
@@ -129,7 +129,7 @@ def read_results(folder: Path, where: str = "*/*/*") -> Results:
 
 
 def searched(
-    runs: dict[Cell, Run], task: str, method: str, n_layer: int | None = None, n_steps: int | None = None
+    runs: dict[Cell, FinishedRun], task: str, method: str, n_layer: int | None = None, n_steps: int | None = None
 ) -> list[Cell]:
     """The runs of the search, which are those of the first seed, by setting."""
     rates = SEARCHED_RATES.get(method, (None,))
@@ -144,7 +144,7 @@ def searched(
 
 
 def best_cell(
-    runs: dict[Cell, Run],
+    runs: dict[Cell, FinishedRun],
     task: str,
     method: str,
     as_first: bool = False,

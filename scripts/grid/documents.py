@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bert_of_theseus.run.command_line import UserError
-from grid.cells import Results, read_results
+from grid.cells import Results, read_grid
 from grid.output import draw, write
 from grid.pictures import pictures
 from grid.tables import TABLES
@@ -30,7 +30,7 @@ def reader(results_dir: Path) -> Callable[[str], Results]:
 
     def read(folder: str) -> Results:
         if folder not in known:
-            known[folder] = read_results(results_dir / folder)
+            known[folder] = read_grid(results_dir / folder)
             if not known[folder].runs:
                 raise UserError(
                     f"{results_dir / folder}: there is no run.json that can be read; reproduce.sh makes them"

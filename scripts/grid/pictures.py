@@ -8,7 +8,7 @@ import numpy as np
 from grid.averages import deviation, mean, on_held_out, percent_kept, scores
 from grid.cells import COMPARED, CUT, TITLES, Results
 from grid.output import BLUE, GREY, ORANGE
-from grid.records import Run
+from grid.records import FinishedRun
 from grid.selection import changed, depth, of_rates
 
 
@@ -68,7 +68,7 @@ def draw_rates(results: Results, figure) -> None:
     axis.legend(fontsize=9)
 
 
-def draw_lines(axis, methods: dict[str, list[Run]]) -> None:
+def draw_lines(axis, methods: dict[str, list[FinishedRun]]) -> None:
     """A level line for the mean of each method that has runs."""
     for (method, runs), line in zip(methods.items(), ("--", ":"), strict=False):
         if runs:

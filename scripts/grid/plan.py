@@ -20,9 +20,9 @@ from grid.cells import (
     at_rate,
     best_cell,
     never_alone,
-    read_results,
+    read_grid,
 )
-from grid.records import Run
+from grid.records import FinishedRun
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Plan:
         """The run whose model the others of this seed start from."""
         return self.best(task, "predecessor")._replace(seed=seed)
 
-    def runs(self, task: str, method: str) -> dict[Cell, Run]:
-        return read_results(self.results, f"{task}/{method}/*").runs
+    def runs(self, task: str, method: str) -> dict[Cell, FinishedRun]:
+        return read_grid(self.results, f"{task}/{method}/*").runs
 
     def found(self, task: str, method: str, as_first: bool = False) -> Cell | None:
         """The `best_cell` so far."""

@@ -9,7 +9,7 @@ from bert_of_theseus.run.command_line import UserError
 from bert_of_theseus.run.folder import FINISHED, UNFINISHED
 from grid.output import warn
 
-METRICS = {
+METRIC_NAMES = {
     "acc": "accuracy",
     "f1": "F1",
     "macro_f1": "mean F1 of the classes",
@@ -28,7 +28,7 @@ NO_SETTING = set(
 )
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run, as its run.json tells it."""
 
     folder: Path
@@ -53,7 +53,7 @@ def over_dev_sets(values: dict[str, float]) -> dict[str, float]:
     return {name: sum(several) / len(several) for name, several in found.items()}
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> FinishedRun:
     """What a run.json tells; UserError where it cannot be read."""
     try:
         record = json.loads(path.read_text())
@@ -70,7 +70,7 @@ def read_run(path: Path) -> Run:
         names = [name for name in ("last", "best", "predecessor") if name in record]
         made_with = [f"{name} {record['versions'][name]}" for name in ("torch", "transformers")]
         commit = record.get("git_commit") or "unknown"  # perhaps with "-dirty" behind its 40 digits
-        return Run(
+        return FinishedRun(
             folder=path.parent,
             task=record["task"],
             metric=metric,
@@ -88,7 +88,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is no record of a run of run_glue.py ({type(error).__name__}: {error})") from error
 
 
-def read_runs(folder: Path, where: str = "**") -> list[Run]:
+def read_runs(folder: Path, where: str = "**") -> list[FinishedRun]:
     """All finished runs in the folders `where` below a folder, in the order of their paths; warns of the others."""
     runs = []
     for path in sorted(folder.glob(f"{where}/{FINISHED}")):

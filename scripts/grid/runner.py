@@ -18,7 +18,7 @@ from bert_of_theseus.classifier import ModelError
 from bert_of_theseus.run.command_line import UserError
 from bert_of_theseus.run.files import write_whole
 from bert_of_theseus.run.folder import is_finished, read_record
-from grid.cells import Cell, read_results
+from grid.cells import Cell, read_grid
 from grid.commands import ROOT, Commands
 from grid.scoring import score_on
 
@@ -147,7 +147,7 @@ class Runner:
 
     def estimate(self, cells: Sequence[Cell]) -> float:
         """Hours that the runs will take, from the finished runs of the same task or from ten steps."""
-        finished = read_results(self.commands.plan.results).runs
+        finished = read_grid(self.commands.plan.results).runs
         hours = 0.0
         for task in sorted({cell.task for cell in cells}):
             known = [run.seconds / run.steps for cell, run in finished.items() if cell.task == task]

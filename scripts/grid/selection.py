@@ -2,7 +2,7 @@
 
 from grid.averages import common_seeds
 from grid.cells import RATES, SEARCHED_RATES, Cell, Results, at_equivalent_rate, at_rate, best_cell, searched
-from grid.records import Run
+from grid.records import FinishedRun
 
 
 def setting_in_words(method: str, rate: float, share: float) -> str:
@@ -11,7 +11,7 @@ def setting_in_words(method: str, rate: float, share: float) -> str:
     return f"{start}, 1 after {share:g}" if share else ""
 
 
-Changed = list[tuple[str, int | None, list[list[Run]]]]  # method, value, for each task the runs
+Changed = list[tuple[str, int | None, list[list[FinishedRun]]]]  # method, value, for each task the runs
 
 
 def changed_from(results: Results, task: str, method: str, what: str) -> Cell | None:
@@ -52,7 +52,7 @@ def of_common_seeds(of_method: Changed) -> Changed:
     ]
 
 
-def of_rates(results: Results) -> tuple[str, dict[str, dict[float, list[Run]]]]:
+def of_rates(results: Results) -> tuple[str, dict[str, dict[float, list[FinishedRun]]]]:
     """The task with the most constant rates, and its runs: with "fixed" learning rate, and with "equivalent" one.
 
     Either is there, by rate, if it has more rates than the search alone; and of the seeds that all its rates have.
