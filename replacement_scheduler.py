@@ -19,8 +19,8 @@ class ReplacementScheduler:
     """
 
     def __init__(self, layers):
-        self.layers = layers
-        self.load_state_dict({"steps": 0})
+        self.layers, self.steps = layers, 0
+        layers.set_replacing_rate(self.replacing_rate_at(0))
 
     def replacing_rate_at(self, steps: int) -> float:
         """The rate in force after `steps` optimiser steps."""

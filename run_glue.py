@@ -60,7 +60,7 @@ from bert_of_theseus.run.folder import (
     PREDICTIONS,
     RESULTS,
     as_results,
-    checkpoints,
+    checkpoint_folders,
     input_length,
     read_record,
     record_of,
@@ -470,7 +470,7 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     score = dev_sets.score(classifier)
     results = dict(score.metrics)
     if args.eval_all_checkpoints:
-        results |= checkpoint_results(args, dev_sets, device, on_main(checkpoints, folder))
+        results |= checkpoint_results(args, dev_sets, device, on_main(checkpoint_folders, folder))
     if is_main():
         if folder.name != BEST:  # from whose results a resumed run reads the best score
             write_whole(folder / RESULTS, as_results(results))

@@ -69,7 +69,10 @@ class TrainState:
         return rates | ({"replacing_rate": self.layers.replacing_rate} if self.layers else {})
 
     def steps_with_predecessor(self) -> int:
-        """The steps before the replacing rate is 1 and the successor trains alone; all, where it never is."""
+        """The steps before the replacing rate is 1 and the successor trains alone: all, where it never does.
+
+        Without replacing there are none.
+        """
         if self.layers is None:
             return 0
         alone_from = self.rate_schedule.full_replacement_step(self.n_steps)

@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--variant_tasks", default="", help="on which variants, depths and lengths are tried (default: all)")
     add("--jobs", type=at_least(1), help="runs at a time (default: one on each GPU; one where there is none)")
     add("--keep_weights", action="store_true", help="keep the successors too")
-    add("--dry_run", action="store_true", help="print the commands and an estimate, for which new tasks are timed")
+    add("--dry_run", action="store_true", help="only print the commands and an estimate; a new task is timed for it")
     args = parser.parse_args(argv[:end])
     args.extra = argv[end + 1 :]
     if Path.cwd() != ROOT:  # where the runs are started; elsewhere paths stay short, since they are in every record

@@ -25,7 +25,7 @@ from bert_of_theseus.run.folder import (
     STATE,
     UNFINISHED,
     as_results,
-    checkpoints,
+    checkpoint_folders,
     newest_state,
     read_record,
     read_results,
@@ -440,7 +440,7 @@ def test_a_run_is_resumed_from_its_newest_state_and_logs_after_it_are_taken_back
         {"step": 5, "loss": 0.5}
     ]
     run.save_state(State(10), write_model)
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-10"]
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["checkpoint-10"]
     assert not list(tmp_path.glob("*stopped")) and not list(tmp_path.glob(".*.tmp"))
     run.finish({})
     left_alone(run)

@@ -62,7 +62,7 @@ def is_finished(record: dict) -> bool:
     return "end" in record
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def checkpoint_folders(folder: Path) -> list[Path]:
     """The `checkpoint-N` folders, by `N`."""
     return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=step_of)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from bert_of_theseus.run.command_line import UserError
 
-_between_cpus: dist.ProcessGroup | None = None  # None stands for the default group
+_between_cpus: dist.ProcessGroup | None = None
 
 
 def is_launched() -> bool:
@@ -63,13 +63,9 @@ def join(use_cuda: bool) -> torch.device:
             )
         torch.cuda.set_device(device)
     if is_launched():
-        between_cpus = {"backend": "gloo", "timeout": timedelta(days=1)}  # the main process may tokenise for long
-        if use_cuda:
-            dist.init_process_group("nccl", device_id=device)
-            # For what is not on a GPU, so that nobody waits for the GPU's work.
-            _between_cpus = dist.new_group(**between_cpus)
-        else:
-            dist.init_process_group(**between_cpus)
+        dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
+        # For what is not on a GPU, so that nobody waits for the GPU's work; and the main process may tokenise for long.
+        _between_cpus = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     return device
 
 

@@ -32,7 +32,7 @@ from bert_of_theseus.run.folder import (
     STATE,
     UNFINISHED,
     as_json,
-    checkpoints,
+    checkpoint_folders,
     is_finished,
     newest_state,
     read_record,
@@ -244,7 +244,7 @@ class Run:
         return on_main(self._checkpoints)
 
     def _checkpoints(self) -> list[Path]:
-        return [path for path in checkpoints(self.folder) if path.name in self._record["files"]]
+        return [path for path in checkpoint_folders(self.folder) if path.name in self._record["files"]]
 
     def best_results(self) -> dict[str, float]:
         """The results of `checkpoint-best`, its `step` among them; nothing where the run has none (yet)."""

@@ -10,8 +10,8 @@ ScoreOf = Callable[[FinishedRun], float]  # what counts of a run, in per cent
 Columns = Sequence[Sequence[FinishedRun]]  # the runs in each column of a table; most columns are tasks
 
 
-def on_held_out(run: FinishedRun) -> float:
-    return 100 * run.held_out["last"]
+def on_held_out(run: FinishedRun, which: str = "last") -> float:
+    return 100 * run.held_out[which]
 
 
 def on_dev(run: FinishedRun) -> float:
@@ -24,7 +24,7 @@ def best_on_held_out(run: FinishedRun) -> float:
 
 
 def best_on_dev(run: FinishedRun) -> float:
-    """As `best_on_held_out`."""
+    """After the step that is best on the dev set; of predecessors after the last one."""
     return 100 * run.scores.get("best", run.scores["last"])
 
 
@@ -68,16 +68,19 @@ def common_seeds(columns: Columns) -> set[int]:
     return set.intersection(*seeds) if seeds else set()
 
 
-def difference(ours: Columns, others: Columns, score: ScoreOf) -> str:
+def difference(ours: Columns, others: Columns, score: ScoreOf, score_of_others: ScoreOf) -> str:
     """The mean over the seeds of the difference of two means over the columns, ± its standard error."""
-    a, b = by_seed(ours, score), by_seed(others, score)
+    a, b = by_seed(ours, score), by_seed(others, score_of_others)
     return with_error(np.array([a[seed].mean() - b[seed].mean() for seed in a if seed in b]))
 
 
-def by_column(ours: Columns, others: Columns, score: ScoreOf) -> list[str]:
+def by_column(
+    ours: Columns, others: Columns, score: ScoreOf = on_held_out, score_of_others: ScoreOf = on_held_out
+) -> list[str]:
     """The `difference` in each column, and of several that of the means over them."""
-    alone = [difference([one], [two], score) for one, two in zip(ours, others, strict=True)]
-    return [*alone, difference(ours, others, score)] if len(ours) > 1 else alone
+    of_both = score, score_of_others
+    alone = [difference([one], [two], *of_both) for one, two in zip(ours, others, strict=True)]
+    return [*alone, difference(ours, others, *of_both)] if len(ours) > 1 else alone
 
 
 def and_mean(tasks: Sequence[str]) -> list[str]:

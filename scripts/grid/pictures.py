@@ -61,7 +61,7 @@ def draw_rates(results: Results, figure) -> None:
         heights, bars = map(mean, values), map(deviation, values)
         axis.errorbar(list(of), list(heights), list(bars), fmt=line, color=BLUE, capsize=3, label=label)
     seeds = {run.seed for of in found.values() for runs in of.values() for run in runs}
-    lines = {name: results.best(task, name) for name in ("predecessor", "linear")}
+    lines = {name: results.comparable(name)[results.tasks().index(task)] for name in ("predecessor", "linear")}
     draw_lines(axis, {name: [run for run in runs if run.seed in seeds] for name, runs in lines.items()})
     axis.set(title=f"{task}, held-out rows", xlabel="constant replacing rate", xlim=(0, 1.05))
     axis.set_ylabel(f"{results.metric(task)}, %")

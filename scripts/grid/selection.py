@@ -1,6 +1,8 @@
 """The runs of a grid that tables and pictures show side by side."""
 
-from grid.averages import common_seeds
+from collections.abc import Sequence
+
+from grid.averages import Columns, common_seeds
 from grid.cells import RATES, SEARCHED_RATES, Cell, Results, at_equivalent_rate, at_rate, best_cell, searched
 from grid.records import FinishedRun
 
@@ -39,17 +41,16 @@ def changed(results: Results, what: str) -> tuple[list[str], Changed]:
             best = [best_cell(results.runs, task, method, **{what: value}) for task in tasks]
             of_method.append((method, value, list(map(results.of, best))))
         of_method = [row for row in of_method if any(row[2])]
-        found += of_common_seeds(of_method) if len(of_method) > 1 else []
+        if len(of_method) > 1:
+            columns = of_common_seeds([row[2] for row in of_method])
+            found += [(method, value, of) for (method, value, _), of in zip(of_method, columns, strict=True)]
     return tasks, found
 
 
-def of_common_seeds(of_method: Changed) -> Changed:
-    """Without the runs, task by task, of the seeds that some value does not have."""
-    common = [common_seeds(of_task) for of_task in zip(*(columns for _, _, columns in of_method), strict=True)]
-    return [
-        (method, value, [[run for run in runs if run.seed in of] for runs, of in zip(columns, common, strict=True)])
-        for method, value, columns in of_method
-    ]
+def of_common_seeds(rows: Sequence[Columns]) -> list[Columns]:
+    """Without the runs, column by column, of the seeds that some row with runs there does not have."""
+    common = list(map(common_seeds, zip(*rows, strict=True)))
+    return [[[run for run in runs if run.seed in of] for runs, of in zip(row, common, strict=True)] for row in rows]
 
 
 def of_rates(results: Results) -> tuple[str, dict[str, dict[float, list[FinishedRun]]]]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from grid.averages import (
     spread,
 )
 from grid.cells import CUT, FIRST_SEED_ONLY, TITLES, VARIANTS, Results, best_cell, never_alone, searched
-from grid.selection import changed, depth, of_rates, setting_in_words
+from grid.selection import changed, depth, of_common_seeds, of_rates, setting_in_words
 
 
 def what_was_run(results: Results) -> str:
@@ -42,7 +43,7 @@ def comparison(results: Results) -> str:
     """The paper's table 2 on the held-out rows, with what is kept, of the mean and of that above a constant answer."""
     tasks = results.tasks()
     of = "" if len(tasks) == 1 else " of the mean"
-    rows = [["held-out rows", *and_mean(named(results, tasks)), f"kept{of}, %", "seeds"]]
+    rows = [["held-out rows", *and_mean(with_metrics(results, tasks)), f"kept{of}, %", "seeds"]]
     constant, floors = list(map(results.constant_answers.get, tasks)), [0.0]
     if None not in constant:
         floors.append(np.mean(constant))
@@ -62,7 +63,7 @@ def comparison(results: Results) -> str:
     return markdown(rows)
 
 
-def named(results: Results, tasks: Sequence[str]) -> list[str]:
+def with_metrics(results: Results, tasks: Sequence[str]) -> list[str]:
     """The tasks with their metrics."""
     return [f"{task}, {results.metric(task)}" for task in tasks]
 
@@ -71,74 +72,71 @@ def as_the_paper(results: Results) -> str:
     """The comparison as the paper has it: the best step on the dev set, the seeds' median, and the mean of these."""
     tasks = results.tasks()
     of = "" if len(tasks) == 1 else " of the mean"
-    rows, theirs = [["best step, dev rows", *and_mean(named(results, tasks)), f"kept{of}, %", "seeds"]], None
+    rows = [["best step, dev rows", *and_mean(with_metrics(results, tasks)), f"kept{of}, %", "seeds"]]
     for method in ("predecessor", *results.compared()):
-        ours = results.comparable(method)
-        medians = np.array([np.median(scores(runs, best_on_dev)) if runs else np.nan for runs in ours])
-        theirs = medians.mean() if theirs is None else theirs
-        values = [*medians, *[medians.mean()] * (len(tasks) > 1), 100 * medians.mean() / theirs]
+        ours, theirs = of_common_seeds([results.comparable(method), results.comparable("predecessor")])
+        medians, of_theirs = (
+            np.array([np.median(scores(runs, best_on_dev)) if runs else np.nan for runs in of]) for of in (ours, theirs)
+        )
+        values = [*medians, *[medians.mean()] * (len(tasks) > 1), 100 * medians.mean() / of_theirs.mean()]
         shown = ["-" if np.isnan(value) else f"{value:.1f}" for value in values]
         shown[-1] = "-" if method == "predecessor" else shown[-1]
         rows.append([TITLES[method], *shown, str(len(common_seeds(ours)))])
     return markdown(rows)
 
 
-def minus(title: str, results: Results, pairs: dict[str, tuple]) -> str:
-    """A table of differences on the held-out rows, over the seeds that both have; nothing of no pairs."""
-    rows = [[f"{title}; held-out rows", *and_mean(results.tasks())]]
-    rows += [[name, *by_column(ours, other, on_held_out)] for name, (ours, other) in pairs.items()]
-    return markdown(rows) if pairs else ""
+def minus(title: str, results: Results, rows: dict[str, list[str]]) -> str:
+    """A table of differences `by_column`; nothing of no rows."""
+    head = [f"{title}; held-out rows", *and_mean(results.tasks())]
+    return markdown([head, *([name, *row] for name, row in rows.items())]) if rows else ""
 
 
 def differences(results: Results) -> str:
-    """What Theseus is ahead of each cut baseline, and its schedules of each other."""
+    """What Theseus is ahead of each cut baseline, and its schedules of each other; over the seeds that both have."""
     compared = [method for method in results.compared() if method != FIRST_SEED_ONLY]
     replacing = [method for method in compared if method not in CUT]
     pairs = [(ours, other) for ours in replacing for other in compared if other in CUT]
     pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
-    named = {f"{TITLES[a]} minus {TITLES[b]}": (results.comparable(a), results.comparable(b)) for a, b in pairs}
-    return minus("difference", results, named)
+    rows = {f"{TITLES[a]} minus {TITLES[b]}": by_column(results.comparable(a), results.comparable(b)) for a, b in pairs}
+    return minus("difference", results, rows)
 
 
 def more_search(results: Results) -> str:
     """What is gained where the rate or the share is searched as well."""
-    pairs = {}
+    rows = {}
     for method in results.compared():
         best = [results.best(task, method) for task in results.tasks()]
         if best != results.comparable(method):
-            pairs[TITLES[method]] = best, results.comparable(method)
-    return minus("searched minus tried first", results, pairs)
+            rows[TITLES[method]] = by_column(best, results.comparable(method))
+    return minus("searched minus tried first", results, rows)
 
 
 def best_step(results: Results) -> str:
     """What is gained by the step that is best on the dev set."""
-    pairs = {}
-    for method in results.compared():
-        last = results.comparable(method)
-        best = [[run._replace(held_out={"last": best_on_held_out(run) / 100}) for run in runs] for runs in last]
-        pairs[TITLES[method]] = best, last
-    return minus("best step minus last", results, pairs)
+    runs = {method: results.comparable(method) for method in results.compared()}
+    rows = {TITLES[method]: by_column(of, of, best_on_held_out, on_held_out) for method, of in runs.items()}
+    return minus("best step minus last", results, rows)
 
 
 def variants(results: Results) -> str:
-    """What each variant is ahead of the linear schedule."""
+    """What each variant is ahead of the linear schedule; over the seeds that both have."""
     best = [best_cell(results.runs, task, "linear") for task in results.tasks()]
-    linear, pairs = list(map(results.of, best)), {}
+    linear, rows = list(map(results.of, best)), {}
     for method in VARIANTS:
         ours = [results.of(cell and cell._replace(method=method)) for cell in best]
-        pairs |= {VARIANTS[method]: (ours, linear)} if any(ours) else {}
-    return minus("minus linear", results, pairs)
+        rows |= {VARIANTS[method]: by_column(ours, linear)} if any(ours) else {}
+    return minus("minus linear", results, rows)
 
 
 def modules(results: Results) -> str:
     """The paper's table 5: what is lost where one module of a run at a constant rate stands in for its own."""
     best = [best_cell(results.runs, task, "constant", as_first=True) for task in results.tasks()]
-    ours, pairs = [results.of(cell and never_alone(cell)) for cell in best], {}
-    names = {name: int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "}
-    for name in sorted(names, key=names.get):
-        alone = [[run._replace(held_out={"last": run.held_out[name]}) for run in runs] for runs in ours]
-        pairs[f"{name} alone"] = alone, results.comparable("predecessor")
-    return minus("minus the predecessor", results, pairs)
+    ours, rows = [results.of(cell and never_alone(cell)) for cell in best], {}
+    numbers = sorted({int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "})
+    for i in numbers:
+        alone = partial(on_held_out, which=f"module {i}")
+        rows[f"module {i} alone"] = by_column(ours, results.comparable("predecessor"), alone)
+    return minus("minus the predecessor", results, rows)
 
 
 def of_changed(results: Results, what: str, words: str, as_always: str) -> str:
