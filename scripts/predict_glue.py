@@ -93,11 +93,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def check_output_dir(path: Path) -> None:
-    """UserError where no file can be written there, before hours of predictions."""
-    there = next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+def check_folder(folder: Path, what: str) -> None:
+    """UserError, of `what` was given, where no file can be written into the folder, before hours of predictions."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"--output_dir {path}: nothing can be written there")
+        raise UserError(f"{what}: nothing can be written there")
 
 
 def load(model: str | Path, labels: Sequence[str] | None, length: int, no_cuda: bool) -> Classifier:
@@ -114,13 +114,11 @@ def predict_file(args: argparse.Namespace) -> None:
     texts, labels = read_texts(args.test_file, OwnFiles.of(vars(args), record_of(model))), read_labels(model)
     if args.output_file.is_dir():
         raise UserError(f"--output_file {args.output_file} is a folder; name a file")
-    try:
-        args.output_file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_file {args.output_file}: its folder cannot be made ({error.strerror})") from error
+    check_folder(args.output_file.parent, f"--output_file {args.output_file}")
     length = input_length(args.max_seq_length, model)
     classifier = load(model, labels, length, args.no_cuda)
     logits = classifier.predict_examples(texts.examples, length, args.per_gpu_eval_batch_size)
+    args.output_file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(args.output_file, as_predictions(texts, labels, logits))
     print(args.output_file)
 
@@ -289,7 +287,7 @@ def main(args: argparse.Namespace) -> None:
         elif args.test_file:
             predict_file(args)
         else:
-            check_output_dir(args.output_dir)
+            check_folder(args.output_dir, f"--output_dir {args.output_dir}")
             predict = predict_all if args.runs_dir else predict_one
             predict(args)
 

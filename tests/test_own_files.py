@@ -351,7 +351,7 @@ def test_a_run_predicts_its_test_file_with_its_result(reviews, predecessor, tmp_
 
 
 @pytest.mark.parametrize(
-    ("output", "reason"), [("model", "is a folder; name a file"), ("new.csv/x.csv", "its folder cannot be made")]
+    ("output", "reason"), [("model", "is a folder; name a file"), ("new.csv/x.csv", "nothing can be written there")]
 )
 def test_an_output_file_that_cannot_be_is_refused_before_anything_is_predicted(predecessor, tmp_path, output, reason):
     (tmp_path / "model").mkdir()
