@@ -116,7 +116,11 @@ def read_examples(task: GlueTask, data_dir: str | Path, split: str) -> Examples:
         raise DataError(f"{task.name} has no {split} file: only {task.test}, to predict")
     path = Path(data_dir) / file_name
     if not path.is_file():
-        raise DataError(f"{path}: no such file; {task.name}'s {split} set should be there ({task.folder} of GLUE)")
+        inner = Path(data_dir) / task.folder
+        hint = (
+            f"give {inner}" if inner.is_dir() else f"{task.name}'s {split} set should be there ({task.folder} of GLUE)"
+        )
+        raise DataError(f"{path}: no such file; {hint}")
     labelled = split != "test"
     has_header = task.header or not labelled
     sentences = task.sentences if labelled else task.test_sentences

@@ -82,7 +82,8 @@ class ConstantReplacementScheduler(ReplacementScheduler):
     def describe(self, n_steps: int) -> str:
         if self.replacing_rate_at(n_steps - 1) == self.replacing_rate:
             return f"{self.replacing_rate:g} in all steps"
-        return f"{self.replacing_rate:g} for {max(self.replacing_steps, 1):,} steps, then 1"
+        n_replacing = max(self.replacing_steps, 1)
+        return f"{self.replacing_rate:g} for {n_replacing:,} step{'s' * (n_replacing > 1)}, then 1"
 
 
 def slope_to_1(base_replacing_rate: float, n_steps: int) -> float:

@@ -472,7 +472,8 @@ def evaluate_alone(args, device: torch.device, folder: Path) -> None:
     if args.eval_all_checkpoints:
         results |= checkpoint_results(args, dev_sets, device, on_main(checkpoint_folders, folder))
     if is_main():
-        if folder.name != BEST:  # from whose results a resumed run reads the best score
+        # A score of some of the rows replaces none of all; and a resumed run reads the best score from checkpoint-best.
+        if folder.name != BEST and not args.max_eval_samples:
             write_whole(folder / RESULTS, as_results(results))
         print(json.dumps(score.logged()))
 
@@ -608,6 +609,11 @@ def announce_training(args, state: TrainState, run: Run, steps_an_epoch: int) ->
         say("Rate", state.rate_schedule.describe(n_steps))
         n_before = state.steps_with_predecessor()
         n_alone = n_steps - n_before
+        if n_before == 1 < n_steps:
+            logger.warning(
+                "Only the first step has a replacing rate below 1, so hardly anything is replaced: give "
+                "--steps_for_replacing, or --scheduler_type linear"
+            )
         if n_alone < n_steps / 10:
             logger.warning(
                 "The successor trains alone in %d of the %d steps, and may be poor: let the replacing rate reach 1 "
@@ -852,11 +858,6 @@ def warn_about(args) -> None:
         logger.warning("--scheduler_linear_k is ignored: it is for --scheduler_type linear")
     if args.scheduler_type == "linear" and args.scheduler_linear_k == 0.0:
         logger.warning("--scheduler_linear_k is 0: the replacing rate stays at %g", args.replacing_rate)
-    if args.scheduler_type == "none" and args.steps_for_replacing == 0 and args.replacing_rate < 1:
-        logger.warning(
-            "--steps_for_replacing is 0: only the first step runs at replacing rate %g, all others at 1",
-            args.replacing_rate,
-        )
 
 
 def start(args, variant: Callable | None = None) -> None:

@@ -8,8 +8,8 @@ tags:
 ---
 # {name}
 
-A `{model_class}` of {n_layer} layers, compressed from a fine-tuned model by progressive module replacing. It is an
-ordinary model of `transformers`; nothing else is needed to load it.
+A `{model_class}` of {n_layer} layers, {how}.
+It is an ordinary model of `transformers`; nothing else is needed to load it.
 
 | | |
 |---|---|
@@ -31,6 +31,9 @@ The method is that of Canwen Xu, Wangchunshu Zhou, Tao Ge, Furu Wei and Ming Zho
 Progressive Module Replacing", EMNLP 2020, [arXiv:2002.02925](https://arxiv.org/abs/2002.02925).
 """
 
+REPLACED = "compressed from a fine-tuned model by progressive module replacing"
+CUT = "trained from the first layers of a larger model, without replacing any module"
+
 
 def model_card(state, name: str, task: str, predecessor: str, metrics: dict[str, float]) -> str:
     """The card, in Markdown, of the successor in a `TrainState` as it is now.
@@ -45,6 +48,7 @@ def model_card(state, name: str, task: str, predecessor: str, metrics: dict[str,
     return CARD.format(
         name=f"{name}, a successor by BERT-of-Theseus",
         model_class=type(state.model).__name__,
+        how=REPLACED if state.steps_with_predecessor() else CUT,
         task=task,
         predecessor=f"{predecessor} ({len(state.layers.predecessor)} layers)",
         n_layer=len(state.layers.successor),

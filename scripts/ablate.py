@@ -149,6 +149,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("a variant changes a compression: give --do_train and --replacing_rate")
     if own.variant in FINE_TUNED and args.replacing_rate != 1:
         parser.error(f"--replacing_rate is not for {own.variant}, which replaces nothing")
+    if own.variant in FINE_TUNED and args.scheduler_type != "none":
+        parser.error(f"--scheduler_type is not for {own.variant}, which replaces nothing")
     if args.finetune_whole_successor and own.variant in (*FINE_TUNED, "missing-gradients"):
         parser.error(f"--finetune_whole_successor is not for {own.variant}, which changes what is optimised")
     if own.variant == "anti-curriculum" and args.scheduler_type != "linear":

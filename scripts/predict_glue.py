@@ -177,7 +177,8 @@ def find_runs(runs_dir: Path, checkpoint: str | None) -> dict[str, Path]:
         try:
             task = find_task(record["task"] if record else folder.name)
         except KeyError:
-            logger.warning("%s is left out: neither a run.json nor its name tells its task", folder)
+            what = f"its task, {record['task']}, is none of GLUE" if record else "its name is not that of a task"
+            logger.warning("%s is left out: %s", folder, what)
             continue
         name = task.predicted_by or task.name
         if name in runs:
@@ -190,6 +191,8 @@ def find_runs(runs_dir: Path, checkpoint: str | None) -> dict[str, Path]:
 def predict_all(args: argparse.Namespace) -> None:
     """Predict all tasks, into their files and `submission.zip` in output_dir."""
     runs = find_runs(args.runs_dir, args.checkpoint)
+    if not runs:
+        raise UserError(f"--runs_dir {args.runs_dir}: no run of a task of GLUE")
     missing = [task.name for task in TASKS.values() if not task.predicted_by and task.name not in runs]
     if missing and not args.fill_missing:
         reason = f"{args.runs_dir} holds no run of {', '.join(missing)}"

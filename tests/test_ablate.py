@@ -229,6 +229,7 @@ def test_a_variant_is_resumed_as_if_nothing_had_happened(bert_folder, mrpc, tmp_
         (["anti-curriculum", "--replacing_rate", "0.5"], "--scheduler_type linear"),
         (["pretrained-layers"], "--pretrained_model"),
         (["all-trained", "--replacing_rate", "0.5"], "replaces nothing"),
+        (["all-trained", "--scheduler_type", "linear"], "--scheduler_type is not for all-trained"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, args, message):

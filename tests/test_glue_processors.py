@@ -155,5 +155,8 @@ def test_a_malformed_file_is_refused_with_its_line_and_what_was_expected(tmp_pat
 def test_a_missing_file_is_refused_with_its_name(tmp_path):
     with pytest.raises(DataError, match=r"dev_matched\.tsv: no such file; mnli's dev set"):
         read_examples(TASKS["mnli"], tmp_path, "dev")
+    (tmp_path / "MNLI").mkdir()
+    with pytest.raises(DataError, match=rf"dev_matched\.tsv: no such file; give {tmp_path}/MNLI"):
+        read_examples(TASKS["mnli"], tmp_path, "dev")
     with pytest.raises(DataError, match="ax has no train file"):
         read_examples(TASKS["ax"], tmp_path, "train")

@@ -127,7 +127,7 @@ GOOD_ROWS = "sentence,label\na,1\nb,0\n"
             "text,stars\na,1\n",
             ": no column 'sentence', and no 'sentence1' and 'sentence2'; there are 'text', ",
         ),
-        ("t.csv", "sentence,stars\na,1\n", ": no column 'label'; there are 'sentence', 'stars'"),
+        ("t.csv", "sentence,stars\na,1\n", ": no column 'label'; there are 'sentence', 'stars': give --label_col"),
         (
             "t.csv",
             "sentence;label\na;1\n",
@@ -283,7 +283,7 @@ def test_a_finished_run_of_own_files_is_known_again_and_others_are_refused(revie
     run_here(*flags)
     run_here(*flags, "--resume")
     assert "is finished" in caplog.text
-    with pytest.raises(SystemExit, match="--max_train_samples was None, is 20; --train_file has changed"):
+    with pytest.raises(SystemExit, match="--max_train_samples was None, is 20; give"):
         run_here(*flags, "--resume", "--max_train_samples", 20)
 
 
@@ -442,7 +442,8 @@ def test_runs_of_own_files_are_summarised_with_pictures(reviews, predecessor, tm
         (["--task_name", "mrpc"], "--task_name and --data_dir are for GLUE's files, --train_file is for your own"),
         (["--data_dir", "x"], "--task_name and --data_dir are for GLUE's files, --train_file is for your own"),
         (["--text_column_names", "a,b,c"], "--text_column_names a,b,c: a model takes one text, or two"),
-        (["--text_column_names", "txt"], "no column 'txt'; there are 'text', 'verdict'"),
+        (["--text_column_names", "txt"], "no column 'txt'; there are 'text', 'verdict': give --text_col"),
+        (["--text_column_names", "text,verdict"], "'verdict' is the column of the labels"),
         (["--early_stopping_patience", "2"], "--early_stopping_patience needs --evaluate_during_training"),
         (["--do_regression"], "train.csv:2: label 'Fine'; expected a number"),
         (["--max_train_samples", "1"], "all rows to train on (--max_train_samples 1) have the same label"),

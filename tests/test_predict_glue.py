@@ -181,6 +181,8 @@ def test_an_incomplete_set_of_runs_is_refused_before_anything_is_predicted(capsy
     save_bert(runs / "sst2", num_labels=3, n_layer=1)  # without run.json its name tells its task
     assert "its task head has 3 outputs, the task needs 2" in refusal(capsys, *fixed, "--fill_missing")
     assert "no such file" in refusal(capsys, *fixed[:-1], tmp_path, "--fill_missing")
+    (tmp_path / "none").mkdir()
+    assert "no run of a task of GLUE" in refusal(capsys, "--runs_dir", tmp_path / "none", *fixed[2:], "--fill_missing")
     assert " rows by " not in caplog.text and not (tmp_path / "out").exists()
 
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification
 import run_glue
 from bert_of_theseus import TheseusLayers
 from bert_of_theseus.classifier import Classifier
-from bert_of_theseus.run.folder import STATE, UNFINISHED, checkpoints, newest_state, step_of
+from bert_of_theseus.run.folder import STATE, UNFINISHED, checkpoint_folders, newest_state, step_of
 from bert_of_theseus.run.lock import LOCK
 from bert_of_theseus.run.run import Run
 
@@ -308,7 +308,7 @@ def test_what_changes_nothing_in_the_training_may_differ(stopped, tmp_path):
     shutil.copytree(output, tmp_path / "o")
     more = f"--resume --output_dir {tmp_path / 'o'} --logging_steps 1 --per_gpu_eval_batch_size 3 --save_total_limit 1"
     run_here(*args, *more.split())
-    assert [path.name for path in checkpoints(tmp_path / "o")] == ["checkpoint-10"]
+    assert [path.name for path in checkpoint_folders(tmp_path / "o")] == ["checkpoint-10"]
 
 
 def test_a_run_that_is_evaluated_only_when_it_is_resumed_has_the_dev_set_in_its_record(
@@ -436,7 +436,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_anything_of_it_is_saved(be
         re.fullmatch(rf"run_glue\.py: error: {told} (\d+): the learning rate may be too high", end.value.code)[1]
     )
     saved = [*output.rglob("*.safetensors")]
-    assert saved and max(step_of(path) for path in checkpoints(output)) == step - 1
+    assert saved and max(step_of(path) for path in checkpoint_folders(output)) == step - 1
     for path in saved:
         assert all(t.isfinite().all() for t in load_file(path).values() if t.is_floating_point())
     for line in (output / "log.jsonl").read_text().splitlines():

@@ -318,7 +318,7 @@ def test_a_model_s_digest_covers_weights_config_and_tokenizer_and_not_where_they
 
 
 RECORD = {
-    "arguments": {"seed": 42, "learning_rate": 1e-5, "output_dir": "a"},
+    "arguments": {"seed": 42, "learning_rate": 1e-5, "output_dir": "a", "max_train_samples": None},
     "data": {"train.tsv": "0", "dev.tsv": "1"},
     "predecessor_sha256": "2",
     "processes": 1,
@@ -344,6 +344,10 @@ RECORD = {
         ({"arguments": {"new_flag": 3}}, []),
         ({"data": {"train.tsv": "9"}}, ["train.tsv has changed"]),
         ({"data": {"test.tsv": "9"}}, []),
+        (
+            {"arguments": {"max_train_samples": 5}, "data": {"train.tsv": "9"}},
+            ["--max_train_samples was None, is 5"],
+        ),
         ({"predecessor_sha256": "9"}, ["the model to start from has changed"]),
         ({"variant": "anti-curriculum"}, ["the variant was None, is anti-curriculum"]),
         (

@@ -305,7 +305,10 @@ def test_do_eval_alone_cuts_the_input_as_in_training(bert_folder, mrpc, tmp_path
     run_here(*command[:at], *command[at + 2 :])
     assert read_results(output) == trained
     run_here(*command)
-    assert read_results(output) == pytest.approx(score_again(output, mrpc, "mrpc"))
+    evaluated = read_results(output)
+    assert evaluated == pytest.approx(score_again(output, mrpc, "mrpc")) and evaluated != trained
+    run_here(*command, "--max_eval_samples", 4)
+    assert read_results(output) == evaluated
 
 
 def test_max_steps_runs_exactly_so_many_and_an_epochs_leftover_micro_batches_are_dropped(
@@ -602,7 +605,6 @@ def test_a_predecessor_no_better_than_chance_is_warned_about(mrpc, tmp_path, cap
 @pytest.mark.parametrize(
     ("flags", "warning"),
     [
-        ("--replacing_rate 0.5", "--steps_for_replacing is 0"),
         ("--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0", "--scheduler_linear_k is 0"),
         ("--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.1 --steps_for_replacing 3", "is ignored"),
         ("--replacing_rate 0.5 --scheduler_linear_k 0.1 --steps_for_replacing 3", "is ignored"),
@@ -614,9 +616,20 @@ def test_flags_that_do_less_than_they_seem_to_are_warned_about(caplog, flags, wa
     assert [warning in record.message for record in caplog.records] == [True]
 
 
-def test_of_a_rate_of_1_from_the_start_nothing_is_warned_about(caplog):
-    run_glue.warn_about(run_glue.parse_args(arguments("mrpc", "m", "d", "o", "--do_train", "--replacing_rate", 1)))
-    assert not caplog.records
+@pytest.mark.parametrize(
+    ("flags", "is_told"),
+    [
+        ("--replacing_rate 0.5", True),
+        ("--replacing_rate 0.5 --scheduler_type linear --scheduler_linear_k 0.5", True),
+        ("--replacing_rate 0.5 --steps_for_replacing 2", False),
+        ("--replacing_rate 1", False),
+    ],
+)
+def test_a_rate_below_1_in_the_first_step_alone_is_warned_about(bert_folder, mrpc, tmp_path, caplog, flags, is_told):
+    run_here(*arguments("mrpc", bert_folder, mrpc, tmp_path / "o", "--do_train", "--max_steps", 3, *flags.split()))
+    assert any("Only the first step has a replacing rate below 1" in r.message for r in caplog.records) == is_told
+    replaced = "compressed from a fine-tuned model by progressive module replacing"
+    assert (replaced in (tmp_path / "o" / "README.md").read_text()) == (flags != "--replacing_rate 1")
 
 
 # ----------------------------------------------------------------------------- bad input

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,8 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
             columns than the header has, a text that is none.
     """
     path, digest = Path(path), hashlib.sha256()
+    if label_column in text_columns:
+        raise DataError(f"--text_column_names {','.join(text_columns)}: {label_column!r} is the column of the labels")
     if path.suffix.lower() not in READERS:
         raise DataError(f"{path}: its name should end in {', '.join(READERS)}; save a spreadsheet as CSV in UTF-8")
     if not path.is_file():
@@ -57,8 +59,8 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
         places.append(place)
         for name in columns if label_column is None else (*columns, label_column):
             if name not in row:
-                where = f"{path}{place}" if len(places) > 1 else path
-                raise DataError(f"{where}: no column {name!r}; there are {names(row)}")
+                where, flag = f"{path}{place}" if len(places) > 1 else path, flag_of(name, columns)
+                raise DataError(f"{where}: no column {name!r}; there are {names(row)}: give {flag}")
         for name, column in zip(columns, texts, strict=True):
             if not is_text(row[name]):
                 raise DataError(f"{path}{place}: {name!r} is {json.dumps(row[name])[:40]}; expected text")
@@ -70,6 +72,11 @@ def read_table(path: str | Path, text_columns: tuple[str, ...], label_column: st
     if not places:
         raise DataError(f"{path}: no rows")
     return Table(path, columns, texts, labels, rows, places, digest.hexdigest())
+
+
+def flag_of(name: str, text_columns: Sequence[str]) -> str:
+    """The flag that names a column."""
+    return "--text_column_names" if name in text_columns else "--label_column_name"
 
 
 def names(row: dict) -> str:

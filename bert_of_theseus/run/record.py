@@ -67,7 +67,8 @@ def model_sha256(model: torch.nn.Module, tokenizer, config: dict) -> str:
 def differences(earlier: dict, record: dict, may_differ: Collection[str] = ()) -> list[str]:
     """How a run differs, in words, from the earlier part of it that it is to resume, as their records tell.
 
-    Arguments that only one of the records has are not compared, nor are those that `may_differ` names.
+    Arguments that only one of the records has are not compared, nor are those that `may_differ` names. Nor are the data
+    where another number of their rows is taken.
     """
     before, after = earlier["arguments"], record["arguments"]
     found = [
@@ -75,9 +76,9 @@ def differences(earlier: dict, record: dict, may_differ: Collection[str] = ()) -
         for name, value in after.items()
         if name not in may_differ and name in before and before[name] != value
     ]
-    found += [
-        f"{name} has changed" for name, sha256 in record["data"].items() if earlier["data"].get(name, sha256) != sha256
-    ]
+    if all(before.get(name) == after.get(name) for name in ("max_train_samples", "max_eval_samples")):
+        known = earlier["data"]
+        found += [f"{name} has changed" for name, sha256 in record["data"].items() if known.get(name, sha256) != sha256]
     if earlier["predecessor_sha256"] != record.get("predecessor_sha256", earlier["predecessor_sha256"]):
         found.append("the model to start from has changed")
     names = {"processes": "the number of processes", "device_type": "the kind of device", "variant": "the variant"}

@@ -141,8 +141,7 @@ class Run:
             advice = "give what it was started with, or name another --output_dir"
             if self.is_finished():
                 advice += f" (to train its result further, give {self.folder} as --model_name_or_path)"
-            found = "; ".join(different + changes)
-            raise UserError(f"--resume: not the run that {self.folder} holds: {found}; {advice}")
+            raise UserError(f"--resume: not the run that {self.folder} holds: {'; '.join(different)}; {advice}")
         if changes:
             logger.warning("Results can differ in the last digits: %s", "; ".join(changes))
 
