@@ -88,12 +88,7 @@ def and_mean(tasks: Sequence[str]) -> list[str]:
     return [*tasks, "mean"] if len(tasks) > 1 else list(tasks)
 
 
-def percent_kept(
-    ours: Columns,
-    predecessors: Columns,
-    score: ScoreOf,
-    floor: float = 0.0,
-) -> np.ndarray:
+def percent_kept(ours: Columns, predecessors: Columns, score: ScoreOf, floor: float = 0.0) -> np.ndarray:
     """Of each seed, the share that is kept of what the predecessor's mean over the columns is above the floor."""
     a, b = ({seed: of.mean() - floor for seed, of in by_seed(runs, score).items()} for runs in (ours, predecessors))
     return np.array([100 * a[seed] / b[seed] for seed in a if b.get(seed, 0) > 0])

@@ -1,7 +1,7 @@
 """The tables of a grid."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -41,14 +41,13 @@ def what_was_run(results: Results) -> str:
 
 def comparison(results: Results) -> str:
     """The paper's table 2 on the held-out rows, with what is kept, of the mean and of that above a constant answer."""
-    tasks = results.tasks()
-    of = "" if len(tasks) == 1 else " of the mean"
-    rows = [["held-out rows", *and_mean(with_metrics(results, tasks)), f"kept{of}, %", "seeds"]]
-    constant, floors = list(map(results.constant_answers.get, tasks)), [0.0]
+    tasks, floors = results.tasks(), {"": 0.0}
+    constant = list(map(results.constant_answers.get, tasks))
     if None not in constant:
-        floors.append(np.mean(constant))
-        rows[0].insert(-1, f"kept{of} above a constant answer, %")
-        values = [*constant, floors[-1]] if len(tasks) > 1 else constant
+        floors[" above a constant answer"] = np.mean(constant)
+    rows = [head(results, "held-out rows", floors)]
+    if None not in constant:
+        values = [*constant, np.mean(constant)] if len(tasks) > 1 else constant
         rows.append(["constant answer", *(f"{value:.1f}" for value in values), "-", "-", "-"])
     predecessors = results.comparable("predecessor")
     for method in ("predecessor", *results.compared()):
@@ -56,29 +55,30 @@ def comparison(results: Results) -> str:
         means = np.array([of.mean() for of in by_seed(ours, on_held_out).values()])
         row = [TITLES[method], *(spread(scores(runs, on_held_out)) for runs in ours)]
         row += [spread(means)] if len(tasks) > 1 else []
-        for floor in floors:
+        for floor in floors.values():
             kept = percent_kept(ours, predecessors, on_held_out, floor)
             row.append("-" if method == "predecessor" else spread(kept))
         rows.append([*row, str(len(common_seeds(ours)))])
     return markdown(rows)
 
 
-def with_metrics(results: Results, tasks: Sequence[str]) -> list[str]:
-    """The tasks with their metrics."""
-    return [f"{task}, {results.metric(task)}" for task in tasks]
+def head(results: Results, title: str, floors: Iterable[str] = ("",)) -> list[str]:
+    """The head of a comparison: the tasks with their metrics, and what is kept above each of the floors."""
+    tasks = results.tasks()
+    of = "" if len(tasks) == 1 else " of the mean"
+    named = [f"{task}, {results.metric(task)}" for task in tasks]
+    return [title, *and_mean(named), *(f"kept{of}{floor}, %" for floor in floors), "seeds"]
 
 
 def as_the_paper(results: Results) -> str:
     """The comparison as the paper has it: the best step on the dev set, the seeds' median, and the mean of these."""
-    tasks = results.tasks()
-    of = "" if len(tasks) == 1 else " of the mean"
-    rows = [["best step, dev rows", *and_mean(with_metrics(results, tasks)), f"kept{of}, %", "seeds"]]
+    rows, predecessors = [head(results, "best step, dev rows")], results.comparable("predecessor")
     for method in ("predecessor", *results.compared()):
-        ours, theirs = of_common_seeds([results.comparable(method), results.comparable("predecessor")])
+        ours, theirs = of_common_seeds([results.comparable(method), predecessors])
         medians, of_theirs = (
             np.array([np.median(scores(runs, best_on_dev)) if runs else np.nan for runs in of]) for of in (ours, theirs)
         )
-        values = [*medians, *[medians.mean()] * (len(tasks) > 1), 100 * medians.mean() / of_theirs.mean()]
+        values = [*medians, *[medians.mean()] * (len(medians) > 1), 100 * medians.mean() / of_theirs.mean()]
         shown = ["-" if np.isnan(value) else f"{value:.1f}" for value in values]
         shown[-1] = "-" if method == "predecessor" else shown[-1]
         rows.append([TITLES[method], *shown, str(len(common_seeds(ours)))])
@@ -87,17 +87,17 @@ def as_the_paper(results: Results) -> str:
 
 def minus(title: str, results: Results, rows: dict[str, list[str]]) -> str:
     """A table of differences `by_column`; nothing of no rows."""
-    head = [f"{title}; held-out rows", *and_mean(results.tasks())]
-    return markdown([head, *([name, *row] for name, row in rows.items())]) if rows else ""
+    first = [f"{title}; held-out rows", *and_mean(results.tasks())]
+    return markdown([first, *([name, *row] for name, row in rows.items())]) if rows else ""
 
 
 def differences(results: Results) -> str:
     """What Theseus is ahead of each cut baseline, and its schedules of each other; over the seeds that both have."""
-    compared = [method for method in results.compared() if method != FIRST_SEED_ONLY]
-    replacing = [method for method in compared if method not in CUT]
-    pairs = [(ours, other) for ours in replacing for other in compared if other in CUT]
+    runs = {method: results.comparable(method) for method in results.compared() if method != FIRST_SEED_ONLY}
+    replacing = [method for method in runs if method not in CUT]
+    pairs = [(ours, other) for ours in replacing for other in runs if other in CUT]
     pairs += [(ours, other) for i, other in enumerate(replacing) for ours in replacing[i + 1 :]]
-    rows = {f"{TITLES[a]} minus {TITLES[b]}": by_column(results.comparable(a), results.comparable(b)) for a, b in pairs}
+    rows = {f"{TITLES[a]} minus {TITLES[b]}": by_column(runs[a], runs[b]) for a, b in pairs}
     return minus("difference", results, rows)
 
 
@@ -105,9 +105,9 @@ def more_search(results: Results) -> str:
     """What is gained where the rate or the share is searched as well."""
     rows = {}
     for method in results.compared():
-        best = [results.best(task, method) for task in results.tasks()]
-        if best != results.comparable(method):
-            rows[TITLES[method]] = by_column(best, results.comparable(method))
+        best, first = [results.best(task, method) for task in results.tasks()], results.comparable(method)
+        if best != first:
+            rows[TITLES[method]] = by_column(best, first)
     return minus("searched minus tried first", results, rows)
 
 
@@ -132,10 +132,11 @@ def modules(results: Results) -> str:
     """The paper's table 5: what is lost where one module of a run at a constant rate stands in for its own."""
     best = [best_cell(results.runs, task, "constant", as_first=True) for task in results.tasks()]
     ours, rows = [results.of(cell and never_alone(cell)) for cell in best], {}
+    predecessors = results.comparable("predecessor")
     numbers = sorted({int(name[7:]) for runs in ours for run in runs for name in run.held_out if name[:7] == "module "})
     for i in numbers:
         alone = partial(on_held_out, which=f"module {i}")
-        rows[f"module {i} alone"] = by_column(ours, results.comparable("predecessor"), alone)
+        rows[f"module {i} alone"] = by_column(ours, predecessors, alone)
     return minus("minus the predecessor", results, rows)
 
 
